@@ -1,0 +1,28 @@
+"""Fixtures that all tests share: where the known answers and the public figures lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """The folder of known-answer vectors (`LPM_VECTORS`, or ../shared/vectors beside the checkout)."""
+    folder = Path(os.environ.get("LPM_VECTORS", ROOT.parent / "shared" / "vectors"))
+    if not folder.is_dir():
+        pytest.skip("no known-answer vectors: name their folder in LPM_VECTORS")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of full public series (`LPM_DATA`, or ../shared/data beside the checkout)."""
+    folder = Path(os.environ.get("LPM_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no public series: name their folder in LPM_DATA")
+    return folder
