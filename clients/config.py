@@ -1,0 +1,121 @@
+"""What one institution decides for itself before it joins: read once, checked once, then frozen.
+
+Everything here comes from the institution's own command line or its own machine. The coordinator's message only adds
+the name of the session: it can choose neither code nor scenario nor keys nor people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lpm.errors import InputError
+
+__all__ = ["CONFIG_VARIABLE", "ClientConfig", "own_folder"]
+
+CONFIG_VARIABLE = "LPM_CLIENT_CONFIG"
+"""Names the file through which `lpm client` tells the ClientApp (a process of Flower's making) what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientConfig:
+    """All that `clients.party.serve` needs to know.
+
+    Args:
+        scenario: the scenario's folder in the institution's own installation.
+        party: this party's name, as its certificate says.
+        keys: the party's own key folder (tls.pem, tls.key, identity.pem, identity.key, storage.key, authority.pem).
+        out: the run folder; the party writes only `out/parties/<party>/` (see `folder`).
+        coordinator: HOST:PORT of the coordinator's data plane.
+        institutions: the scenario's institutions this party holds; its own name if empty.
+        session: the session's name; "" until the coordinator has named it.
+        sharing: how sums are shared ("crypten").
+        agents: agents of the whole population, all parties together; None: as the scenario says.
+        seed: the public seed for repeatable tests; None: the party's own secret one.
+        data: a folder of private or full public series; None: as the scenario ships.
+        resume: go on from the party's checkpoint.
+        release_fit: consent to releasing the bands of this party's own fit to the coordinator.
+        unsafe: small cells are allowed (`--unsafe-no-disclosure-control`).
+        deadline_seconds: how long one step of a round may take before its peer counts as lost.
+    """
+
+    scenario: Path
+    party: str
+    keys: Path
+    out: Path
+    coordinator: str = ""
+    institutions: tuple[str, ...] = ()
+    session: str = ""
+    sharing: str = "crypten"
+    agents: int | None = None
+    seed: int | None = None
+    data: Path | None = None
+    resume: bool = False
+    release_fit: bool = True
+    unsafe: bool = False
+    deadline_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.party or "/" in self.party or self.party in {".", "..", "coordinator"}:
+            raise InputError(f"`--party` is {self.party!r}: a party's name, as its certificate says.")
+        if self.agents is not None and self.agents < 1:
+            raise InputError(f"`--agents` is {self.agents}: a whole number from 1.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"`--seed` is {self.seed}: a whole number from 0 and below 2^63.")
+        if not self.deadline_seconds > 0:
+            raise InputError(f"`--deadline` is {self.deadline_seconds}: seconds, more than 0.")
+        if not self.institutions:
+            object.__setattr__(self, "institutions", (self.party,))
+
+    @property
+    def folder(self) -> Path:
+        """The party's private part of the run folder, the only place it writes to."""
+        return self.out / "parties" / self.party
+
+    def write(self, path: Path) -> None:
+        """Write the configuration as JSON (it holds paths and numbers, no secret but the public test seed).
+
+        Args:
+            path: the file to write.
+        """
+        path.write_text(json.dumps(dataclasses.asdict(self), default=str, indent=1))
+        path.chmod(0o600)
+
+    @classmethod
+    def read(cls, path: Path) -> ClientConfig:
+        """Read what `write` wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The same configuration.
+        """
+        values = json.loads(path.read_text())
+        for name in ("scenario", "keys", "out", "data"):
+            values[name] = None if values[name] is None else Path(values[name])
+        values["institutions"] = tuple(values["institutions"])
+        return cls(**values)
+
+
+def own_folder(keys: Path, name: str) -> Path:
+    """The key folder of one party, given that folder itself or the folder of `lpm keys local`.
+
+    Args:
+        keys: what the user gave with `--keys`.
+        name: the party.
+
+    Returns:
+        The folder that holds the party's tls.pem.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    for folder in (keys, keys / "parties" / name):
+        if (folder / "tls.pem").is_file():
+            return folder
+    raise InputError(
+        f"`--keys` is {keys}: it holds no keys of {name}.", f"Make some with `lpm keys local {keys} --parties {name},…`."
+    )
