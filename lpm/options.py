@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +49,8 @@ class Options:
         control: one of `CONTROLS`.
         keys: the key folder (None: local keys are made in the run's directory).
         checkpoint_every: steps between two checkpoints of a simulation.
+        time_limit: seconds after which a calibration stops and says that it has not converged.
+        unsafe: no disclosure control: small cells are allowed (for tests on invented people).
 
     Raises:
         InputError: naming the flag, the value and what would be accepted.
@@ -68,6 +71,8 @@ class Options:
     control: str = "flower"
     keys: Path | None = None
     checkpoint_every: int | None = None
+    time_limit: float | None = None
+    unsafe: bool = False
 
     def __post_init__(self) -> None:
         """Check every flag at the door."""
@@ -81,6 +86,8 @@ class Options:
                     f"`--parties` is {self.parties}: a whole number from 3.",
                     "A sum of two tells each the other's part.",
                 )
+        if self.time_limit is not None and not 0 < self.time_limit < math.inf:
+            raise InputError(f"`--time-limit` is {self.time_limit:g}: seconds, more than 0.")
         _require_one_of("gradient", self.gradient, GRADIENTS)
         _require_one_of("sharing", self.sharing, SHARINGS)
         _require_one_of("control", self.control, CONTROLS)
