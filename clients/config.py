@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lpm.errors import InputError
+from lpm.protocol.identity import require_party_name
 
 __all__ = ["CONFIG_VARIABLE", "ClientConfig", "own_folder"]
 
@@ -34,7 +36,9 @@ class ClientConfig:
         sharing: how sums are shared ("crypten").
         agents: agents of the whole population, all parties together; None: as the scenario says.
         seed: the public seed for repeatable tests; None: the party's own secret one.
+        settings: `--set key=value` as given: scenario keys the coordinator's side changes too.
         data: a folder of private or full public series; None: as the scenario ships.
+        checkpoint_every: steps between two checkpoints of a simulation; None: the party's own choice.
         resume: go on from the party's checkpoint.
         release_fit: consent to releasing the bands of this party's own fit to the coordinator.
         unsafe: small cells are allowed (`--unsafe-no-disclosure-control`).
@@ -51,17 +55,20 @@ class ClientConfig:
     sharing: str = "crypten"
     agents: int | None = None
     seed: int | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
     data: Path | None = None
+    checkpoint_every: int | None = None
     resume: bool = False
     release_fit: bool = True
     unsafe: bool = False
     deadline_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if not self.party or "/" in self.party or self.party in {".", "..", "coordinator"}:
-            raise InputError(f"`--party` is {self.party!r}: a party's name, as its certificate says.")
-        if self.agents is not None and self.agents < 1:
-            raise InputError(f"`--agents` is {self.agents}: a whole number from 1.")
+        """Check every field at the door."""
+        require_party_name(self.party)
+        for flag, number in {"agents": self.agents, "checkpoint-every": self.checkpoint_every}.items():
+            if number is not None and number < 1:
+                raise InputError(f"`--{flag}` is {number}: a whole number from 1.")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"`--seed` is {self.seed}: a whole number from 0 and below 2^63.")
         if not self.deadline_seconds > 0:
@@ -80,8 +87,9 @@ class ClientConfig:
         Args:
             path: the file to write.
         """
-        path.write_text(json.dumps(dataclasses.asdict(self), default=str, indent=1))
-        path.chmod(0o600)
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(values | {"settings": dict(self.settings)}, default=str, indent=1))
 
     @classmethod
     def read(cls, path: Path) -> ClientConfig:
@@ -117,5 +125,6 @@ def own_folder(keys: Path, name: str) -> Path:
         if (folder / "tls.pem").is_file():
             return folder
     raise InputError(
-        f"`--keys` is {keys}: it holds no keys of {name}.", f"Make some with `lpm keys local {keys} --parties {name},…`."
+        f"`--keys` is {keys}: it holds no keys of {name}.",
+        f"Make some with `lpm keys local {keys} --parties {name},…`.",
     )

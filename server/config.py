@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lpm.errors import InputError
+from lpm.protocol.identity import require_party_name
 
 __all__ = ["CONFIG_VARIABLE", "CoordinatorConfig", "own_folder"]
 
@@ -35,7 +36,8 @@ class CoordinatorConfig:
         gradient: the estimator; "" as the scenario says.
         seed: the seed of the coordinator's own draws; None: a fresh one, noted in run.json.
         simulate_only: one simulation at given parameters, no calibration.
-        values: parameter values given by `--set`, for `simulate_only` or held fixed.
+        settings: `--set key=value` as given: a parameter's name, or a dotted key of scenario.toml.
+        checkpoint_every: steps between two checkpoints of a simulation; None: as the session chooses.
         resume: go on from the checkpoint in `out`.
         unsafe: small cells are allowed (`--unsafe-no-disclosure-control`).
         deadline_seconds: how long one step of a round may take before its party counts as lost.
@@ -57,7 +59,8 @@ class CoordinatorConfig:
     gradient: str = ""
     seed: int | None = None
     simulate_only: bool = False
-    values: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_every: int | None = None
     resume: bool = False
     unsafe: bool = False
     deadline_seconds: float = 30.0
@@ -65,14 +68,15 @@ class CoordinatorConfig:
     time_limit_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for flag, number in {
-            "agents": self.agents, "steps": self.steps, "iterations": self.iterations, "draws": self.draws
-        }.items():
+        """Check every field at the door."""
+        for name in ("agents", "steps", "iterations", "draws", "checkpoint_every"):
+            flag, number = name.replace("_", "-"), getattr(self, name)
             if number is not None and number < 1:
                 raise InputError(f"`--{flag}` is {number}: a whole number from 1.")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"`--seed` is {self.seed}: a whole number from 0 and below 2^63.")
         for party in self.parties:
+            require_party_name(party)
             if self.parties.count(party) > 1:
                 raise InputError(f"`--parties` names {party} twice: each party once.")
         if len(self.parties) < 3:
@@ -91,7 +95,7 @@ class CoordinatorConfig:
             path: the file to write.
         """
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        path.write_text(json.dumps(values | {"values": dict(self.values)}, default=str, indent=1))
+        path.write_text(json.dumps(values | {"settings": dict(self.settings)}, default=str, indent=1))
 
     @classmethod
     def read(cls, path: Path) -> CoordinatorConfig:
