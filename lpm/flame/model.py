@@ -1,0 +1,189 @@
+"""A model: people, networks and an ordered composition of protocols, with the outputs to be recorded (paper, eq. 3)."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from lpm import ring
+from lpm.errors import InputError
+from lpm.flame.contagion import Contagion
+from lpm.flame.protocol import Protocol
+from lpm.networks import Network
+from lpm.parameters import Parameter
+from lpm.population.people import Population
+from lpm.relax import attach
+
+__all__ = ["Count", "Flow", "Model", "Output", "count", "flow"]
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """A number recorded each step, as a weighted sum of a contagion's records: use `flow` or `count`.
+
+    Attributes:
+        kind: "flow" or "count".
+        what: `P -> I`, or stages `E I`.
+        thin: weight of each class [C], or one number.
+        protocol: the contagion's name; the only one by default.
+        unit: for tables and axes.
+    """
+
+    kind: str
+    what: str
+    thin: ArrayLike = 1.0
+    protocol: str | None = None
+    unit: str = "people"
+
+
+def flow(what: str, thin: ArrayLike = 1.0, protocol: str | None = None, unit: str = "people/day") -> Output:
+    """People who make a transition such as `P -> I` in a step.
+
+    Args:
+        what: the transition, between whole stages.
+        thin: weight of each class [C]: with probabilities it gives the expected number of those who go on to something
+            else (an admission), without the noise of drawing it.
+        protocol: which contagion, where there are several.
+        unit: for tables and axes.
+    """
+    return Output("flow", what, thin, protocol, unit)
+
+
+def count(what: str, thin: ArrayLike = 1.0, protocol: str | None = None, unit: str = "people") -> Output:
+    """People in one of the stages (such as `E I`) after a step; see `flow`."""
+    return Output("count", what, thin, protocol, unit)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A composition of protocols over one shard of people.
+
+    Args:
+        population: the shard's people.
+        networks: where they meet.
+        protocols: in order of composition.
+        outputs: name → `flow` or `count`; opened as sums over all shards.
+        private_outputs: the same, but for this shard alone: never opened.
+        start: date of step 0.
+        class_counts: population attribute → number of classes, where a shard may not hold the last ones.
+
+    Raises:
+        InputError: naming the network, protocol or output that does not fit.
+    """
+
+    population: Population
+    networks: Sequence[Network]
+    protocols: Sequence[Protocol]
+    outputs: Mapping[str, Output] = field(default_factory=dict)
+    private_outputs: Mapping[str, Output] = field(default_factory=dict)
+    start: dt.date | None = None
+    class_counts: Mapping[str, int] = field(default_factory=dict)
+    parameters: tuple[Parameter, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for kind, names in (("network", [n.name for n in self.networks]), ("protocol", [p.name for p in self.protocols]),
+                            ("output", [*self.outputs, *self.private_outputs])):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise InputError(f"The {kind} {twice[0]} appears twice.")
+        for network in self.networks:
+            if network.agents > self.population.agents or (
+                    network.agents != self.population.agents and network.cell_of.size != network.cells):
+                raise InputError(f"The network {network.name} was made for {network.agents} agents, not "
+                                 f"{self.population.agents}.")
+        found: dict[str, Parameter] = {}
+        for protocol in self.protocols:
+            for expression in protocol.expressions():
+                for leaf in expression.leaves():
+                    if isinstance(leaf, Parameter) and found.setdefault(leaf.name, leaf) != leaf:
+                        raise InputError(f"The parameter {leaf.name} is declared twice, differently.")
+        object.__setattr__(self, "parameters", tuple(found.values()))
+        for protocol in self.protocols:
+            protocol.prepare(self)
+        object.__setattr__(self, "_readers", {name: _Reader(self, name, output) for name, output in self.recorded.items()})
+
+    @property
+    def recorded(self) -> dict[str, Output]:
+        """All outputs, public ones first."""
+        return {**self.outputs, **self.private_outputs}
+
+    def network(self, name: str) -> Network:
+        """A network by name."""
+        for network in self.networks:
+            if network.name == name:
+                return network
+        raise InputError(f"There is no network {name!r}: there are {', '.join(n.name for n in self.networks) or 'none'}.")
+
+    def protocol(self, name: str) -> Protocol:
+        """A protocol by name."""
+        for protocol in self.protocols:
+            if protocol.name == name:
+                return protocol
+        raise InputError(f"There is no protocol {name!r}: there are {', '.join(p.name for p in self.protocols) or 'none'}.")
+
+    def class_count(self, attribute: str) -> int:
+        """How many classes an attribute has."""
+        values = np.asarray(self.population.attributes[attribute])
+        seen = int(values.max(initial=-1)) + 1
+        declared = self.class_counts.get(attribute, seen)
+        if values.size and (values.min() < 0 or seen > declared):
+            raise InputError(f"A class of {attribute} is out of range: from 0 to {declared - 1}.")
+        return declared
+
+    def read(self, records: Mapping[str, Tensor]) -> tuple[NDArray[np.int64], Tensor]:
+        """Outputs of one step: exact words of this shard, and the same as differentiable numbers.
+
+        Returns:
+            words [outputs, lanes] and values [outputs, lanes] (with the derivative, where records have one).
+        """
+        readers: Mapping[str, _Reader] = self._readers  # type: ignore[attr-defined]
+        words, values = zip(*(reader.read(records) for reader in readers.values()), strict=True)
+        return torch.stack(words).numpy(), torch.stack(values)
+
+    def values(self, records: Mapping[str, Tensor]) -> Tensor:
+        """The differentiable part of `read` alone [outputs, lanes]."""
+        readers: Mapping[str, _Reader] = self._readers  # type: ignore[attr-defined]
+        return torch.stack([reader.soft(records) for reader in readers.values()])
+
+
+class _Reader:
+    """An output, compiled: which rows of which record, with which weights."""
+
+    def __init__(self, model: Model, name: str, output: Output) -> None:
+        contagions = [p for p in model.protocols if isinstance(p, Contagion)]
+        chosen = [p for p in contagions if output.protocol in (None, p.name)]
+        if len(chosen) != 1:
+            raise InputError(f"The output {name} needs one contagion: give protocol= one of "
+                             f"{', '.join(p.name for p in contagions) or 'none'}.")
+        contagion = chosen[0]
+        spec = contagion.spec
+        if output.kind == "flow":
+            source, target = contagion.arrow(output.what)
+            pairs = [(a, b) for a in contagion.stage(source) for b in contagion.stage(target)]
+            self.rows = [k for k, edge in enumerate(spec.edges) if edge in pairs]
+            if not self.rows:
+                raise InputError(f"The output {name} asks for {output.what}, which {contagion.name} never does.")
+        else:
+            self.rows = [sub for stage in output.what.split() for sub in contagion.stage(stage)]
+        thin = np.asarray(output.thin, dtype=np.float64)
+        if thin.shape not in ((), (spec.class_count,)):
+            raise InputError(f"thin of the output {name} has shape {thin.shape}: one number, or {spec.class_count}.")
+        weights = np.broadcast_to(thin, (spec.class_count,)) * model.population.weight
+        ring.require_headroom(f"the output {name}", model.population.agents, float(np.abs(weights).max(initial=0.0)))
+        self.key = f"{contagion.name}.{output.kind}"
+        self.words = torch.from_numpy(ring.encode(weights))[:, None]
+        self.weights = torch.from_numpy(weights.copy())[:, None]
+
+    def soft(self, records: Mapping[str, Tensor]) -> Tensor:
+        return (records[self.key][self.rows].sum(0).to(torch.float64) * self.weights).sum(0)
+
+    def read(self, records: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        words = (records[self.key][self.rows].detach().sum(0).to(torch.int64) * self.words).sum(0)
+        hard = words.to(torch.float64) * 2.0**-ring.FRACTION_BITS
+        return words, attach(hard, self.soft(records))

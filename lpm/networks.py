@@ -1,0 +1,204 @@
+"""Where people meet: groups (household, workplace, city cell) and edges. Sums over them are all that agents exchange.
+
+A *local* network stays inside one shard (households, small workplaces, a contact graph). A *shared* one crosses
+shards: its sums pass through ⊕, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from lpm.errors import InputError
+
+__all__ = ["Edges", "Groups", "Network"]
+
+
+class Network:
+    """What messages are summed over. `of_agents`: how many agents it was made for."""
+
+    name: str
+    shared: bool
+
+    @property
+    def agents(self) -> int:
+        """How many agents the network was made for."""
+        raise TypeError(f"{type(self).__name__} is an interface.")
+
+    @property
+    def cells(self) -> int:
+        """How many sums it has."""
+        raise TypeError(f"{type(self).__name__} is an interface.")
+
+    @property
+    def cell_of(self) -> NDArray[np.int64]:
+        """The cell whose sum each agent reads [agents]."""
+        raise TypeError(f"{type(self).__name__} is an interface.")
+
+    def sum(self, messages: Tensor) -> Tensor:
+        """Add up messages [agents, …] by cell → [cells, …]; integers stay integers."""
+        raise TypeError(f"{type(self).__name__} is an interface.")
+
+
+@dataclass(frozen=True, eq=False)
+class Groups(Network):
+    """People in groups who all meet each other.
+
+    Args:
+        name: as protocols and results call it.
+        of: the group of each agent [agents]; any integers for a local network, 0 … groups−1 for a shared one.
+        groups: how many groups a shared network has in all shards together.
+        shared: whether groups cross shards; their sums then pass through ⊕.
+        mixing: how much a person of group g meets each of group g' [groups, groups]; identity by default.
+        normalise: "size" divides a group's sum by its number of people, "none" does not.
+
+    Raises:
+        InputError: for ids out of range, a missing number of groups, or a mixing matrix of another shape.
+    """
+
+    name: str
+    of: ArrayLike
+    groups: int | None = None
+    shared: bool = False
+    mixing: ArrayLike | None = None
+    normalise: str = "size"
+    _cell: NDArray[np.int64] = field(init=False, repr=False)
+    _count: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        of = np.asarray(self.of)
+        if of.ndim != 1 or not np.issubdtype(of.dtype, np.integer):
+            raise InputError(f"The groups of {self.name} are one whole number per agent.")
+        if self.normalise not in ("size", "none"):
+            raise InputError(f"normalise of {self.name} is {self.normalise!r}: size or none.")
+        if self.shared:
+            if not isinstance(self.groups, int) or self.groups < 1:
+                raise InputError(f"The shared network {self.name} needs its number of groups: a whole number from 1.")
+            if of.size and (of.min() < 0 or of.max() >= self.groups):
+                raise InputError(f"A group of {self.name} is out of range: ids run from 0 to {self.groups - 1}.")
+            cell, count = of.astype(np.int64), self.groups
+        else:
+            labels, cell = np.unique(of, return_inverse=True)
+            cell, count = cell.astype(np.int64), len(labels)
+        object.__setattr__(self, "_cell", cell)
+        object.__setattr__(self, "_count", count)
+        if self.mixing is not None:
+            matrix = np.asarray(self.mixing, dtype=np.float64)
+            if matrix.shape != (count, count) or not np.all(matrix >= 0) or not np.all(np.isfinite(matrix)):
+                raise InputError(f"The mixing of {self.name} is a {count} × {count} matrix of numbers from 0.")
+
+    @property
+    def agents(self) -> int:
+        return int(self._cell.size)
+
+    @property
+    def cells(self) -> int:
+        return self._count
+
+    @property
+    def cell_of(self) -> NDArray[np.int64]:
+        return self._cell
+
+    @cached_property
+    def members(self) -> NDArray[np.int64]:
+        """How many agents of this shard are in each group [cells]."""
+        return np.bincount(self._cell, minlength=self._count).astype(np.int64)
+
+    @cached_property
+    def _index(self) -> Tensor:
+        return torch.from_numpy(self._cell)
+
+    def sum(self, messages: Tensor) -> Tensor:
+        zeros = torch.zeros((self._count, *messages.shape[1:]), dtype=messages.dtype)
+        return zeros.index_add(0, self._index, messages)
+
+    @cached_property
+    def mixing_terms(self) -> list[tuple[Tensor, Tensor]] | None:
+        """The mixing matrix as terms (source group, factor), each [cells, 1]; added in this order by everybody.
+
+        A matrix product would add in an order that depends on the library and the shape.
+        """
+        if self.mixing is None:
+            return None
+        matrix = np.asarray(self.mixing, dtype=np.float64)
+        width = int((matrix != 0).sum(axis=1).max(initial=1))
+        order = np.argsort(matrix == 0, axis=1, kind="stable")[:, :width]
+        weight = np.take_along_axis(matrix, order, axis=1)
+        return [
+            (torch.from_numpy(order[:, k].copy()), torch.from_numpy(weight[:, k].copy())[:, None]) for k in range(width)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Edges(Network):
+    """People joined in pairs; everybody reads the sum over their own neighbours. Always local.
+
+    Args:
+        name: as protocols and results call it.
+        pairs: agents joined, as positions in the population [edges, 2].
+        agents_in_all: how many agents there are; the largest position + 1 by default.
+        directed: whether only the second of a pair reads the first.
+
+    Raises:
+        InputError: for a pair out of range, or of somebody with themselves.
+    """
+
+    name: str
+    pairs: ArrayLike
+    agents_in_all: int | None = None
+    directed: bool = False
+    shared: bool = field(init=False, default=False)
+    mixing: None = field(init=False, default=None)
+    normalise: str = field(init=False, default="none")
+    _source: Tensor = field(init=False, repr=False)
+    _reader: Tensor = field(init=False, repr=False)
+    _agents: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        pairs = np.asarray(self.pairs)
+        if pairs.size == 0:
+            pairs = pairs.reshape(0, 2).astype(np.int64)
+        if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
+            raise InputError(f"The pairs of {self.name} are whole numbers in two columns.")
+        count = self.agents_in_all if self.agents_in_all is not None else int(pairs.max(initial=-1)) + 1
+        if pairs.size and (pairs.min() < 0 or pairs.max() >= count):
+            raise InputError(f"A pair of {self.name} is out of range: agents run from 0 to {count - 1}.")
+        if np.any(pairs[:, 0] == pairs[:, 1]):
+            raise InputError(f"A pair of {self.name} joins an agent with itself.")
+        first, second = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64)
+        source = first if self.directed else np.concatenate([first, second])
+        reader = second if self.directed else np.concatenate([second, first])
+        object.__setattr__(self, "_source", torch.from_numpy(source.copy()))
+        object.__setattr__(self, "_reader", torch.from_numpy(reader.copy()))
+        object.__setattr__(self, "_agents", count)
+
+    @property
+    def agents(self) -> int:
+        return self._agents
+
+    @property
+    def cells(self) -> int:
+        return self._agents
+
+    @property
+    def cell_of(self) -> NDArray[np.int64]:
+        return np.arange(self._agents, dtype=np.int64)
+
+    @property
+    def source(self) -> Tensor:
+        """Who is read, edge by edge [edges (both ways)]."""
+        return self._source
+
+    @property
+    def reader(self) -> Tensor:
+        """Who reads, edge by edge [edges (both ways)]."""
+        return self._reader
+
+    def sum(self, messages: Tensor) -> Tensor:
+        zeros = torch.zeros((self._agents, *messages.shape[1:]), dtype=messages.dtype)
+        return zeros.index_add(0, self._reader, messages.index_select(0, self._source))

@@ -1,0 +1,55 @@
+"""The Federated world: institutions that don't trust each other; only sums are ever opened.
+
+⊕ is a secure sum, handed in as an engine. This module turns the contract of `World` into rounds with an address that is
+never used twice: trajectory, step, tensor, attempt and parameter hash.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpm.privacy.secure_sum import Flags, Round, SecureSum
+from lpm.worlds.world import Disclosure
+
+__all__ = ["FederatedWorld"]
+
+
+class FederatedWorld:
+    """One institution's view of the federation.
+
+    Args:
+        engine: the secure sum of the running session.
+        disclosure: rule for group sums, or None in tests that say so.
+    """
+
+    name = "federated"
+
+    def __init__(self, engine: SecureSum, disclosure: Disclosure | None) -> None:
+        self.engine = engine
+        self.parties = engine.parties
+        self.disclosure = disclosure
+        self.rescaled: list[tuple[int, str, int]] = []
+        self._trajectory = 0
+        self._parameters = b""
+        self._attempts: dict[tuple[int, str, int], int] = {}
+
+    def begin(self, trajectory: int, parameters: bytes) -> None:
+        """See `World.begin`."""
+        self._trajectory, self._parameters = trajectory, parameters
+
+    def _round(self, tensor: str, step: int) -> Round:
+        address = (self._trajectory, tensor, step)
+        attempt = self._attempts.get(address, 0)
+        self._attempts[address] = attempt + 1
+        return Round(trajectory=self._trajectory, step=step, tensor=tensor, attempt=attempt, parameters=self._parameters)
+
+    def add(self, tensor: str, step: int, words: NDArray[np.int64], *, digest: bytes, rescale: bool) -> NDArray[np.int64]:
+        """See `World.add`."""
+        if rescale:
+            self.rescaled.append((self._trajectory, tensor, step))
+        return self.engine.open_to_parties(self._round(tensor, step), words, Flags(digest=digest, rescale=rescale, abort=""))
+
+    def tell_coordinator(self, tensor: str, words: NDArray[np.int64]) -> None:
+        """Contribute to a sum that the coordinator alone opens (losses, gradients, listed outputs)."""
+        self.engine.open_to_coordinator(self._round(tensor, -2), words, Flags(digest=b"", rescale=False, abort=""))
