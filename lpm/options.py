@@ -29,11 +29,12 @@ CONTROLS = ("flower", "streams")
 """Control planes of a federation on this machine."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The flags of one `lpm` command; None means "as the scenario says".
 
     Args:
+        command: which one, such as `simulate`.
         scenario: the scenario's folder (None for `lpm resume`, which reads it from the run).
         steps: days to simulate.
         seed: of the agents' random numbers and of the draws.
@@ -56,6 +57,7 @@ class Options:
         InputError: naming the flag, the value and what would be accepted.
     """
 
+    command: str = ""
     scenario: Path | None = None
     steps: int | None = None
     seed: int | None = None

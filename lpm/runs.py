@@ -39,6 +39,7 @@ __all__ = ["STATUSES", "Run", "active_run", "fresh_path", "jsonable", "versions"
 STATUSES = ("running", "paused", "done", "failed")
 """`paused` and `running` runs can be resumed (a killed one still says `running`); a `done` one is left alone."""
 _FORMAT = 1
+_owned: dict[Path, int] = {}  # runs this process works on: directory → the descriptor that holds the lock
 _active: contextvars.ContextVar[Path | None] = contextvars.ContextVar("active_run", default=None)
 
 
@@ -95,6 +96,7 @@ class Run:
                 "started": _now(),
             }
         )
+        run.claim()
         _active.set(run.path)
         return run
 
@@ -208,16 +210,40 @@ class Run:
             if fields.get("status") in ("done", "failed"):
                 record["ended"] = _now()
             self._write(record)
+        if fields.get("status", "running") != "running" and self.owned:
+            os.close(_owned.pop(self.path))
+
+    @property
+    def owned(self) -> bool:
+        """Whether this process works on the run (`claim`)."""
+        return self.path in _owned
+
+    def claim(self) -> None:
+        """Say that this process works on the run, until the process ends or the status is no longer `running`.
+
+        Raises:
+            InputError: if another process does.
+        """
+        if self.owned:
+            return
+        handle = os.open(self.path / ".owner", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise InputError(f"Another process is working on {self.path}.", "Wait until it ends, or stop it.") from None
+        _owned[self.path] = handle
 
     def reopen(self) -> None:
         """Say that the run goes on, and count how often it did.
 
         Raises:
-            InputError: if it is done.
+            InputError: if it is done, or another process is working on it.
         """
         record = self.record()
         if record.get("status") == "done":
             raise InputError(f"{self.path} is done: there is nothing to resume.", "Start a new run.")
+        self.claim()
         self.update(status="running", resumed=int(record.get("resumed", 0)) + 1, versions=versions())
 
     def write_outputs(self, outputs: xr.Dataset) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,20 @@ def test_a_run_is_reopened_until_it_is_done(tmp_path: Path) -> None:
     run.update(status="done")
     with pytest.raises(InputError, match="is done"):
         run.reopen()
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {})
+    run.claim()
+    program = "import sys; from pathlib import Path; from lpm.runs import Run; Run.open(Path(sys.argv[1])).reopen()"
+    command = [sys.executable, "-c", program, str(run.path)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0 and "Another process is working on" in refused.stderr
+    assert run.owned and "resumed" not in run.record()
+    run.update(status="paused")
+    assert not run.owned
+    assert subprocess.run(command, check=False).returncode == 0
+    assert run.record()["resumed"] == 1
 
 
 def test_a_party_has_a_folder_of_its_own_inside_the_run(tmp_path: Path) -> None:

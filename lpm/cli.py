@@ -1,0 +1,417 @@
+"""The command `lpm`: a thin shell that reads flags, calls one function and shows what it returns.
+
+`lpm coordinator` and `lpm client` are registered by the packages that hold them (entry points `lpm.commands`); they
+are imported only when they are run, as is everything heavy, so that `lpm --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json as json_module
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from lpm.errors import InputError, Interrupted, LpmError
+from lpm.options import GRADIENTS, Options, parse_settings
+
+__all__ = ["main"]
+
+_PLUGINS = {
+    "coordinator": "Compose the sums of a federation, and hold its posterior (what `federate` starts).",
+    "client": "Take part in a federation as one institution (what `federate` starts).",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands here and those other packages register, which are loaded when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *(point.name for point in _entry_points())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None and any(point.name == cmd_name for point in _entry_points()):
+            return click.Command(cmd_name, help=_PLUGINS.get(cmd_name, "Registered by another package."))
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        for point in _entry_points():
+            if point.name == name:
+                return name, _load(point), rest
+        return name, command, rest
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _interrupted() from None
+
+
+class _Number(click.ParamType):
+    """A number that is refused with what would be accepted."""
+
+    def __init__(self, lowest: int = 0, whole: bool = True) -> None:
+        self.lowest, self.whole = lowest, whole
+        self.name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:  # noqa: ANN401
+        flag = param.opts[0] if param else "the value"
+        try:
+            number = int(value) if self.whole else float(value)
+        except ValueError:
+            number = self.lowest - 1
+        if not number >= self.lowest:
+            kind = "a whole number" if self.whole else "a number"
+            raise InputError(f"`{flag}` is {value}: {kind} from {self.lowest}.")
+        return number
+
+
+app = typer.Typer(
+    name="lpm",
+    cls=_Commands,
+    help="Large Population Models: agent-based simulation and calibration, across institutions that share no data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+keys = typer.Typer(help="Make the keys a federation needs.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+Scenario = Annotated[Path, typer.Argument(metavar="SCENARIO", help="The scenario's folder.", show_default=False)]
+Steps = Annotated[int | None, typer.Option(click_type=_Number(1), metavar="DAYS", help="Days to simulate.")]
+Seed = Annotated[int | None, typer.Option(click_type=_Number(0), help="Of all random numbers.")]
+Agents = Annotated[int | None, typer.Option(click_type=_Number(1), help="Size of the population that is made.")]
+Iterations = Annotated[int | None, typer.Option(click_type=_Number(1), help="Optimiser steps.")]
+Gradient = Annotated[str | None, typer.Option(metavar="|".join(GRADIENTS[1:]), help="How derivatives are found.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A parameter, or a key of scenario.toml (calibration.draws=8)."),
+]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's directory; else a fresh runs/SCENARIO-N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Limit = Annotated[
+    float | None,
+    typer.Option(click_type=_Number(0, whole=False), metavar="SECONDS", help="Stop there, converged or not."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _before(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on standard error.")] = False,
+) -> None:
+    from lpm import console
+
+    console.set_up_logging(verbose)
+    if version:
+        typer.echo(f"lpm {metadata.version('lpm')}")
+        raise typer.Exit
+
+
+@app.command()
+def simulate(
+    scenario: Scenario,
+    steps: Steps = None,
+    seed: Seed = None,
+    agents: Agents = None,
+    gradient: Annotated[
+        str | None, typer.Option(metavar="|".join(GRADIENTS), help="Derivatives of all outputs, or none.")
+    ] = None,
+    settings: Settings = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(click_type=_Number(1), metavar="K", help="Steps between two checkpoints.")
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Simulate a scenario in one process."""
+    options = Options(
+        command="simulate",
+        scenario=_folder(scenario),
+        steps=steps,
+        seed=seed,
+        agents=agents,
+        gradient=gradient,
+        settings=parse_settings(settings or ()),
+        checkpoint_every=checkpoint_every,
+        out=out,
+        json=json,
+    )
+    _show(options, lambda: _commands().simulate_command(options))
+
+
+@app.command()
+def calibrate(
+    scenario: Scenario,
+    steps: Steps = None,
+    seed: Seed = None,
+    agents: Agents = None,
+    iterations: Iterations = None,
+    gradient: Gradient = None,
+    settings: Settings = None,
+    time_limit: Limit = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Calibrate a scenario to its data in one process."""
+    options = Options(
+        command="calibrate",
+        scenario=_folder(scenario),
+        steps=steps,
+        seed=seed,
+        agents=agents,
+        iterations=iterations,
+        gradient=_with_derivatives(gradient),
+        settings=parse_settings(settings or ()),
+        time_limit=time_limit,
+        out=out,
+        json=json,
+    )
+    _show(options, lambda: _commands().calibrate_command(options))
+
+
+@app.command()
+def federate(
+    scenario: Scenario,
+    parties: Annotated[
+        int | None, typer.Option(click_type=_Number(1), help="Processes the institutions are spread over, from 3.")
+    ] = None,
+    simulate_only: Annotated[bool, typer.Option("--simulate-only", help="One simulation, no calibration.")] = False,
+    sharing: Annotated[str, typer.Option(metavar="crypten", help="The engine of the secure sum.")] = "crypten",
+    control: Annotated[
+        str, typer.Option(metavar="flower|streams", help="A SuperLink and SuperNodes, or plain streams.")
+    ] = "flower",
+    key_folder: Annotated[
+        Path | None, typer.Option("--keys", metavar="DIR", help="The key folder; else local keys are made in the run.")
+    ] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    agents: Agents = None,
+    iterations: Iterations = None,
+    gradient: Gradient = None,
+    settings: Settings = None,
+    time_limit: Limit = None,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe-no-disclosure-control", help="Allow small groups: for invented people only.")
+    ] = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Calibrate a scenario with one process per institution on this machine; only sums leave each."""
+    if key_folder is not None and not key_folder.is_dir():
+        raise InputError(f"`--keys` is {key_folder}: a folder made by `lpm keys local DIR --parties a,b,c`.")
+    options = Options(
+        command="federate",
+        scenario=_folder(scenario),
+        parties=parties,
+        simulate_only=simulate_only,
+        sharing=sharing,
+        control=control,
+        keys=key_folder,
+        steps=steps,
+        seed=seed,
+        agents=agents,
+        iterations=iterations,
+        gradient=gradient if simulate_only else _with_derivatives(gradient),
+        settings=parse_settings(settings or ()),
+        time_limit=time_limit,
+        unsafe=unsafe,
+        out=out,
+        json=json,
+    )
+    _show(options, lambda: _commands().federate_command(options))
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)],
+    time_limit: Limit = None,
+    json: Json = False,
+) -> None:
+    """Go on with a run that was stopped."""
+    from lpm.runs import Run
+
+    opened = Run.open(run)
+    options = Options.from_command(opened.record().get("command", {})).with_(out=opened.path, json=json)
+    if time_limit is not None:
+        options = options.with_(time_limit=time_limit)
+    _show(options, lambda: _commands().resume_command(opened.path, options))
+
+
+@app.command()
+def doctor(context: typer.Context) -> None:
+    """Check the installation, ports, clocks and key files, and say the remedy."""
+
+
+@keys.command("local")
+def keys_local(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.", show_default=False)],
+    parties: Annotated[str, typer.Option(metavar="A,B,C", help="The parties' names.", show_default=False)],
+) -> None:
+    """Make an authority of your own, with keys for the coordinator and for each party."""
+    from lpm import console
+    from lpm.protocol.identity import make_local_authority
+
+    names = [name.strip() for name in parties.split(",")]
+    if not all(names) or len(names) < 3:
+        raise InputError(
+            f"`--parties` is {parties}: at least 3 names with commas between them, as in bronx,queens,brooklyn."
+        )
+    make_local_authority(folder, names)
+    console.note(f"Keys for the coordinator and {len(names)} parties are in {folder}.")
+    console.note("Give each party its own folder of `parties/`; keep `authority/` to yourself.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command `lpm`.
+
+    Args:
+        arguments: without the program's name; None: those of this process.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 3 stopped but resumable, 1 anything else.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        # What a service manager sends first is treated like Ctrl-C: the run is left resumable.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        typer.main.get_command(app).main(arguments, prog_name="lpm", standalone_mode=False)
+        return 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.format_message())
+        return 2
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "lpm"
+        # typer and click both add their guess: one is enough.
+        message, guess, names = error.format_message().partition("Did you mean")
+        names = names.partition("?")[0].removeprefix(" one of").lstrip(": ").replace("'", "`")
+        remedy = f"Did you mean {names}? See `{where} --help`." if guess else f"See `{where} --help`."
+        return _fail(arguments, InputError(message.rstrip(" (.") + ".", remedy))
+    except LpmError as error:
+        return _fail(arguments, error)
+    except KeyboardInterrupt:
+        return _fail(arguments, _interrupted())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, click.Abort) and error.__cause__ else error
+        return _fail(arguments, _unexpected(cause))
+
+
+def _fail(arguments: Sequence[str], error: LpmError) -> int:
+    from lpm import console
+    from lpm.runs import Run, active_run
+
+    path = active_run()
+    if path is not None:
+        try:
+            run = Run.open(path)
+            if run.owned and run.status == "running":
+                run.update(status="paused" if error.exit_code == Interrupted.exit_code else "failed", error=str(error))
+        except LpmError:  # a full disk, or the directory is gone: the first error is the one to tell
+            pass
+    message, remedy = error.message, error.remedy.replace("lpm resume RUN", f"lpm resume {path or 'RUN'}")
+    console.error_line(message, remedy)
+    if "--json" in arguments:
+        failure = {"error": message, "remedy": remedy, "exit_code": error.exit_code, "run": path and str(path)}
+        sys.stdout.write(json_module.dumps(failure) + "\n")
+    return error.exit_code
+
+
+def _interrupted() -> Interrupted:
+    from lpm.runs import active_run
+
+    if active_run() is None:
+        return Interrupted("Stopped before a run began.", "Nothing was written.")
+    return Interrupted("Stopped; the run is kept.", "Continue it with `lpm resume RUN`.")
+
+
+def _unexpected(error: BaseException) -> LpmError:
+    from lpm.runs import active_run
+
+    # The text of a foreign exception may quote a private value: it goes into a file of this user, not to the screen.
+    report = "".join(traceback.TracebackException.from_exception(error, capture_locals=False).format())
+    written = ""
+    for folder in (active_run(), None):
+        try:
+            handle, name = tempfile.mkstemp(prefix="error-", suffix=".log", dir=folder)
+            with os.fdopen(handle, "w") as log:
+                log.write(report)
+        except OSError:  # no such folder, no permission, no room: try the next
+            continue
+        written = f"The traceback is in {name}."
+        break
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return LpmError(f"Something unforeseen happened: {type(error).__name__}{where}.", written)
+
+
+def _show(options: Options, work: Callable[[], Mapping[str, Any]]) -> None:
+    from lpm import console
+    from lpm.runs import jsonable
+
+    if options.json:
+        with console.only_json_on_stdout() as stdout:
+            found = work()
+            stdout.write(json_module.dumps(jsonable(found), allow_nan=False) + "\n")
+    else:
+        console.summary(work())
+
+
+def _commands() -> Any:  # noqa: ANN401 - a module
+    return importlib.import_module("lpm.commands")
+
+
+def _folder(scenario: Path) -> Path:
+    if not scenario.is_dir():
+        raise InputError(f"There is no scenario {scenario}: the path of a folder with a scenario.toml.")
+    if not (scenario / "scenario.toml").is_file():
+        raise InputError(f"{scenario} is not a scenario: it has no scenario.toml.")
+    return scenario
+
+
+def _with_derivatives(gradient: str | None) -> str | None:
+    if gradient == "none":
+        raise InputError(
+            f"`--gradient` is none: one of {', '.join(GRADIENTS[1:])}, for a calibration needs derivatives."
+        )
+    return gradient
+
+
+def _entry_points() -> list[metadata.EntryPoint]:
+    return sorted(metadata.entry_points(group="lpm.commands"), key=lambda point: point.name)
+
+
+def _load(point: metadata.EntryPoint) -> click.Command:
+    try:
+        function = point.load()
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"`lpm {point.name}` needs the package {error.name}, which is not installed.", "Run `lpm doctor`."
+        ) from None
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(point.name)(function)
+    command = typer.main.get_command(single)
+    command.name = point.name
+    return command

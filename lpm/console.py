@@ -1,0 +1,236 @@
+"""What a user sees of a command: progress and errors on standard error, the summary on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "Advance",
+    "error_line",
+    "format_number",
+    "note",
+    "only_json_on_stdout",
+    "progress",
+    "set_up_logging",
+    "summary",
+]
+
+
+class Advance(Protocol):
+    """Tells how far the work has come."""
+
+    def __call__(self, text: str = "", by: int = 1) -> None:
+        """Go on.
+
+        Args:
+            text: a few words on the present state, such as the loss.
+            by: how many units were done.
+        """
+
+
+def stderr() -> Console:
+    """The console for progress and errors, at the present standard error."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Say one line on standard error."""
+    stderr().print(Text(text))
+
+
+def error_line(message: str, remedy: str = "") -> None:
+    """Say on standard error, in one red line, what went wrong and what can be done."""
+    line = Text(" ".join(message.split()), style="bold red")
+    if remedy:
+        line.append(" " + " ".join(remedy.split()), style="not bold red")
+    stderr().print(line)
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, start: int = 0) -> Iterator[Advance]:
+    """Show how far a piece of work has come: a bar on a terminal, ten lines at most elsewhere.
+
+    Args:
+        description: what is done, such as `Calibrating`.
+        total: units of work.
+        start: units that were done before (a resumed run).
+
+    Yields:
+        The function to call after each unit.
+    """
+    console = stderr()
+    if console.is_terminal:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("[dim]{task.fields[state]}"),
+        )
+        with Progress(*columns, console=console, transient=False) as bar:
+            task = bar.add_task(description, total=total, completed=start, state="")
+            yield lambda text="", by=1: bar.update(task, advance=by, state=text.replace("[", r"\["))
+        return
+    done = start
+
+    def advance(text: str = "", by: int = 1) -> None:
+        nonlocal done
+        tenth = 10 * done // max(total, 1)
+        done += by
+        if 10 * done // max(total, 1) > tenth:
+            note(f"{description}: {done} of {total}{f', {text}' if text else ''}")
+
+    yield advance
+
+
+def set_up_logging(verbose: bool = False) -> None:
+    """Show warnings (or, if asked, also the course of things) on standard error."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            style = "yellow" if record.levelno >= logging.WARNING else "dim"
+            stderr().print(Text(record.getMessage(), style=style))
+
+    for name in ("lpm", "clients", "server", "simulations"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO if verbose else logging.WARNING)
+        logger.handlers = [Handler()]
+        logger.propagate = False
+
+
+@contextlib.contextmanager
+def only_json_on_stdout() -> Iterator[IO[str]]:
+    """Keep standard output clean: whatever libraries and child processes print there goes to standard error.
+
+    Yields:
+        The real standard output, for the one JSON object.
+    """
+    sys.stdout.flush()
+    real = sys.stdout
+    try:
+        kept: int | None = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # no such descriptors: embedded, or closed by the caller
+        kept = None
+    if kept is not None and real is sys.__stdout__:
+        real = os.fdopen(os.dup(kept), "w", encoding="utf-8")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield real
+    finally:
+        real.flush()
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
+        if real is not sys.__stdout__ and kept is not None and real is not sys.stdout:
+            real.close()
+
+
+def format_number(value: Any) -> str:  # noqa: ANN401 - whatever a summary holds
+    """A number for people: three significant digits, thousands apart."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "" if value is None else str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def summary(found: Mapping[str, Any]) -> None:
+    """Show the summary of a command on standard output.
+
+    Args:
+        found: run, scenario, world, headline, parameters, scores, outputs, timings, report; what is absent is left out.
+    """
+    console = Console(highlight=False)
+    headline = found.get("headline")
+    for index, line in enumerate([headline] if isinstance(headline, str) else headline or []):
+        console.print(Text(str(line), style="bold" if index == 0 else ""))
+    if found.get("outputs"):
+        console.print(_outputs(found["outputs"]))
+    if found.get("parameters"):
+        console.print(_parameters(found["parameters"]))
+    if found.get("scores"):
+        console.print(_records("Held-out log score (higher is better)", found["scores"]))
+    times = found.get("timings") or {}
+    if times:
+        console.print(
+            Text("Time: " + ", ".join(f"{_words(k)} {format_number(v)} s" for k, v in times.items()), style="dim")
+        )
+    for name in ("run", "report"):
+        if found.get(name):
+            console.print(Text(f"{name.capitalize()}: {found[name]}"), soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _outputs(outputs: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = _table("Outputs", "", "peak", "on", "total", "unit")
+    for name, row in outputs.items():
+        table.add_row(
+            _words(name),
+            format_number(row.get("peak")),
+            str(row.get("peak_date", "")),
+            format_number(row.get("total")),
+            str(row.get("unit") or ""),
+        )
+    return table
+
+
+def _parameters(rows: Sequence[Mapping[str, Any]]) -> Table:
+    if not any(isinstance(row.get("posterior"), Mapping) for row in rows):
+        table = _table("Parameters", "", "value", "unit")
+        for row in rows:
+            value = row.get("value", row.get("prior", ""))
+            text = _interval(value) if isinstance(value, Mapping) else format_number(value)
+            table.add_row(_words(row.get("label") or row["name"]), text, str(row.get("unit") or ""))
+        return table
+    table = _table("Parameters: median (90 % interval)", "", "prior", "posterior", "unit")
+    for row in rows:
+        table.add_row(
+            _words(row.get("label") or row["name"]),
+            _interval(row.get("prior")),
+            _interval(row.get("posterior")),
+            str(row.get("unit") or ""),
+        )
+    return table
+
+
+def _interval(found: Any) -> str:  # noqa: ANN401 - whatever a summary holds
+    if not isinstance(found, Mapping):
+        return format_number(found)
+    return (
+        f"{format_number(found.get('median'))} ({format_number(found.get('low'))} – {format_number(found.get('high'))})"
+    )
+
+
+def _records(title: str, scores: Any) -> Table:  # noqa: ANN401 - a mapping or a list of mappings
+    if isinstance(scores, Mapping):
+        table = _table(title, "", "log score")
+        for name, value in scores.items():
+            table.add_row(_words(name), format_number(value))
+        return table
+    columns = list(dict.fromkeys(name for row in scores for name in row))
+    table = _table(title, *map(_words, columns))
+    for row in scores:
+        table.add_row(*(format_number(row.get(name)) for name in columns))
+    return table
+
+
+def _words(name: object) -> str:
+    return str(name).replace("_", " ")
