@@ -1,0 +1,189 @@
+"""The `crypten` engine: every institution is a CrypTen party, sums are local additions of shares, only totals open.
+
+Two parts of CrypTen 0.4.1 are replaced. Its communicator, by one over the federation's own channel, since it relies
+on `torch.distributed` and would let everybody connect to everybody. And its zero sharing, a ring with a
+32-bit-seeded generator, in which two colluding neighbours unmask the party between them, by one over all pairs
+(`masks`). Each private tensor is already an additive share of the total, so no message precedes the opening.
+Everything stays integer (precision 0): the default precision would pass through float32.
+
+Source: Knott et al. 2021, CrypTen; eq. 9–10 of the paper for the sums.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lpm.errors import InputError, LpmError
+from lpm.privacy.masks import zero_share, zero_share_xor
+from lpm.privacy.sealing import SealedRounds, SessionKeys
+from lpm.privacy.secure_sum import Channel, Flags, Header, Opening, Round, SecureSum
+from lpm.ring import words_to_bytes
+
+__all__ = ["CrypTenSum", "load_crypten"]
+
+
+@dataclass(repr=False)
+class _Scope:
+    """One party's round as CrypTen's static functions find it: they are passed neither party nor step."""
+
+    keys: SessionKeys
+    rounds: SealedRounds
+    header: Header
+    zero_shares: int = 0
+
+    def context(self, purpose: bytes) -> bytes:
+        """A context no other zero share has: rounds differ, and calls within a round are numbered."""
+        context = self.rounds.context(self.header.round) + purpose + self.zero_shares.to_bytes(4, "little")
+        self.zero_shares += 1
+        return context
+
+    # The calls CrypTen makes on its communicator, under its names.
+
+    def get_rank(self) -> int:
+        return self.keys.me
+
+    def get_world_size(self) -> int:
+        return self.keys.parties
+
+    def all_reduce(self, share: torch.Tensor | list[torch.Tensor], batched: bool = False) -> Any:  # noqa: ANN401
+        if batched:
+            flat = self.all_reduce(torch.cat([each.reshape(-1) for each in share]))
+            parts = torch.split(flat, [each.numel() for each in share])
+            return [part.reshape(each.shape) for part, each in zip(parts, share, strict=True)]
+        assert isinstance(share, torch.Tensor)
+        total = share.contiguous().numpy().view(np.uint64).copy()
+        for payload in self.rounds.to_parties(self.header, words_to_bytes(total)):
+            total += np.frombuffer(payload, dtype="<u8").reshape(total.shape)
+        return torch.from_numpy(total.view(np.int64))
+
+    def reduce(self, share: torch.Tensor, dst: int, batched: bool = False) -> None:
+        if batched or dst != self.keys.parties:
+            raise LpmError(f"A tensor is opened to all parties or to the coordinator, not to party {dst}.")
+        self.rounds.to_coordinator(self.header, words_to_bytes(share.contiguous().numpy()))
+
+
+_SCOPE: ContextVar[_Scope] = ContextVar("lpm_crypten_scope")
+
+
+def _scope() -> _Scope:
+    scope = _SCOPE.get(None)
+    if scope is None:
+        raise LpmError("CrypTen was used outside a round of the federation: it would share without masks.")
+    return scope
+
+
+@contextmanager
+def _within(scope: _Scope) -> Iterator[None]:
+    token = _SCOPE.set(scope)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+
+
+def _size(size: tuple[Any, ...]) -> tuple[int, ...]:
+    # CrypTen calls it with one torch.Size, or with the dimensions one by one.
+    return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
+
+
+@functools.cache
+def load_crypten() -> Any:  # noqa: ANN401 - CrypTen has no types
+    """CrypTen's arithmetic tensor, with its communicator and zero sharing replaced.
+
+    Returns:
+        The class `ArithmeticSharedTensor`.
+
+    Raises:
+        LpmError: if CrypTen is not installed, naming the extra.
+    """
+    # Newer releases of torch have dropped this module; CrypTen only reads the name when it is imported.
+    if "torch.onnx.symbolic_registry" not in sys.modules:
+        registry = types.ModuleType("torch.onnx.symbolic_registry")
+        registry.__dict__["_registry"] = {}
+        sys.modules["torch.onnx.symbolic_registry"] = registry
+    try:
+        import crypten.communicator
+        from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor
+    except ModuleNotFoundError as missing:
+        raise LpmError(
+            f"The engine crypten can't be loaded: {missing.name} is not installed.",
+            'Install the extra `mpc`: pip install "lpm[mpc]".',
+        ) from None
+
+    def arithmetic_zero(*size: Any, device: Any = None) -> Any:  # noqa: ANN401 - CrypTen's signature
+        scope, shape = _scope(), _size(size)
+        context = scope.context(b"\x00add")
+        words = zero_share(scope.keys.me, scope.keys.pair_secrets, context, int(np.prod(shape, dtype=np.int64)))
+        return ArithmeticSharedTensor.from_shares(torch.from_numpy(words.view(np.int64)).reshape(shape), precision=0)
+
+    def binary_zero(*size: Any, device: Any = None) -> Any:  # noqa: ANN401 - CrypTen's signature
+        scope, shape = _scope(), _size(size)
+        context = scope.context(b"\x00xor")
+        words = zero_share_xor(scope.keys.pair_secrets, context, int(np.prod(shape, dtype=np.int64)))
+        return BinarySharedTensor.from_shares(torch.from_numpy(words.view(np.int64)).reshape(shape), precision=0)
+
+    # `crypten.init` is never called: it would set up torch.distributed and generators with default seeds, whose zero
+    # shares are all zero.
+    crypten.communicator.get = _scope
+    crypten.communicator.is_initialized = lambda: _SCOPE.get(None) is not None
+    ArithmeticSharedTensor.PRZS = staticmethod(arithmetic_zero)
+    BinarySharedTensor.PRZS = staticmethod(binary_zero)
+    return ArithmeticSharedTensor
+
+
+class CrypTenSum(SecureSum):
+    """One party's secure sum by CrypTen; see `SecureSum` for the contract and its guarantee.
+
+    Args:
+        keys: the party's keys of this session.
+        channel: its way to the others.
+
+    Raises:
+        InputError: for fewer than three parties.
+        LpmError: if CrypTen is not installed.
+    """
+
+    def __init__(self, keys: SessionKeys, channel: Channel) -> None:
+        if keys.parties < 3:
+            raise InputError(
+                f"A secure sum of {keys.parties} parties hides nothing: at least 3.",
+                "The sum of two parties tells each the other's part.",
+            )
+        self.parties = keys.parties
+        self.me = keys.me
+        self._keys = keys
+        self._rounds = SealedRounds(keys, channel)
+        self._tensor = load_crypten()
+
+    def __repr__(self) -> str:
+        return f"CrypTenSum(party {self.me} of {self.parties})"
+
+    def open_to_parties(self, round: Round, words: NDArray[np.int64], flags: Flags) -> NDArray[np.int64]:
+        """See `SecureSum.open_to_parties`."""
+        scope = _Scope(self._keys, self._rounds, self._rounds.begin(round, Opening.PARTIES, flags))
+        with _within(scope):
+            return self._share(words, flags).reveal().numpy()
+
+    def open_to_coordinator(self, round: Round, words: NDArray[np.int64], flags: Flags) -> None:
+        """See `SecureSum.open_to_coordinator`."""
+        scope = _Scope(self._keys, self._rounds, self._rounds.begin(round, Opening.COORDINATOR, flags))
+        with _within(scope):
+            self._share(words, flags).reveal(dst=self.parties)
+
+    def _share(self, words: NDArray[np.int64], flags: Flags) -> Any:  # noqa: ANN401 - CrypTen has no types
+        if words.dtype != np.int64:
+            raise InputError(f"A contribution has the type {words.dtype}: words are int64 (see lpm.ring).")
+        share = self._tensor.from_shares(torch.from_numpy(np.ascontiguousarray(words)), precision=0)
+        # A party that calls the round off sends no share, so it needs no mask either.
+        return share if flags.raised else share + self._tensor.PRZS(words.shape)
