@@ -51,7 +51,8 @@ class Groups(Network):
 
     Args:
         name: as protocols and results call it.
-        of: the group of each agent [agents]; any integers for a local network, 0 … groups−1 for a shared one.
+        of: the group of each agent [agents]; any integers from 0 for a local network (negative: in none), 0 … groups−1
+            for a shared one.
         groups: how many groups a shared network has in all shards together.
         shared: whether groups cross shards; their sums then pass through ⊕.
         mixing: how much a person of group g meets each of group g' [groups, groups]; identity by default.
@@ -83,7 +84,7 @@ class Groups(Network):
                 raise InputError(f"A group of {self.name} is out of range: ids run from 0 to {self.groups - 1}.")
             cell, count = of.astype(np.int64), self.groups
         else:
-            labels, cell = np.unique(of, return_inverse=True)
+            labels, cell = np.unique(np.maximum(of, -1), return_inverse=True)
             cell, count = cell.astype(np.int64), len(labels)
         object.__setattr__(self, "_cell", cell)
         object.__setattr__(self, "_count", count)
@@ -103,6 +104,11 @@ class Groups(Network):
     @property
     def cell_of(self) -> NDArray[np.int64]:
         return self._cell
+
+    @cached_property
+    def outsiders(self) -> bool:
+        """Whether the first cell of a local network holds those who are in no group, and so meet nobody there."""
+        return not self.shared and bool(np.any(np.asarray(self.of) < 0))
 
     @cached_property
     def members(self) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ function of parameters, state and opened sums, so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -417,7 +417,7 @@ class _Reverse(_Plain):
                 self.kept[int(t)][("carry", "sums").index(part)][key] = torch.from_numpy(value.copy())
 
     def finish(self, words: NDArray[np.int64], cotangent: Any) -> dict[str, Any]:
-        pulled = torch.from_numpy(np.ascontiguousarray(cotangent(ring.decode(words)), dtype=np.float64))
+        pulled = torch.tensor(cotangent(ring.decode(words)), dtype=torch.float64)
         batch, theta = pulled.shape[0], self.loop.theta
         total = torch.zeros((batch, *theta.shape), dtype=torch.float64)
         floats, _ = _split(self.carry)
@@ -455,8 +455,3 @@ def _soft(value: Summed) -> Tensor:
     assert value.soft is not None
     return value.soft
 
-
-def lane_order(names: Sequence[str], values: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Parameter values by name → [lanes, P] in the model's order; scalars serve every lane."""
-    arrays = np.broadcast_arrays(*[np.atleast_1d(np.asarray(values[name], dtype=np.float64)) for name in names]) if names else []
-    return np.stack(arrays, axis=-1) if names else np.zeros((1, 0))

@@ -107,6 +107,8 @@ def hazards(network: Network, total: Tensor, size: Tensor | None, factor: Tensor
         factor: [lanes] or scalar.
     """
     pressure = total if size is None else total / torch.clamp(size, min=1.0)[:, None]
+    if isinstance(network, Groups) and network.outsiders:
+        pressure = torch.cat([torch.zeros_like(pressure[:1]), pressure[1:]])
     terms = network.mixing_terms if isinstance(network, Groups) else None
     if terms is not None:
         mixed = torch.zeros_like(pressure)

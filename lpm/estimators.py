@@ -1,0 +1,171 @@
+"""Estimators of derivatives behind one argument, `gradient=`: the tangent, finite differences, and none.
+
+`fd` runs each draw at θ ± h with the same random numbers (common random numbers), all lanes in one run; it is right for
+any model and noisy. `tangent` propagates the derivative of the conditional expectation; it has little noise, is right in
+dense mixing and badly wrong where people meet the same few others again and again. `auto` (`lpm.analysis.audit`) decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpm import ring, simulation
+from lpm.errors import InputError
+from lpm.flame.model import Model
+from lpm.parameters import Parameter
+from lpm.worlds.world import World
+
+__all__ = ["ESTIMATORS", "Differences", "Evaluation", "differences", "evaluate"]
+
+ESTIMATORS = ("none", "fd", "tangent")
+"""Names that `evaluate` takes; `auto` is resolved to one of them before."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outputs of one shard for K draws, and their derivatives.
+
+    Attributes:
+        words: exact outputs [T, O, K].
+        derivative: by each parameter [T, O, K, P]; None for `none`, and in reverse mode.
+        gradient: Σ cotangent · outputs, differentiated [B, K, P] (reverse mode).
+        estimator: which one.
+        executor: what ran the contagions.
+    """
+
+    words: NDArray[np.int64]
+    derivative: NDArray[np.float64] | None
+    gradient: NDArray[np.float64] | None
+    estimator: str
+    executor: str
+
+    @property
+    def outputs(self) -> NDArray[np.float64]:
+        """Outputs as numbers [T, O, K]."""
+        return ring.decode(self.words)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Lanes of central differences: K draws, then for each parameter the K draws above and below.
+
+    Attributes:
+        lanes: parameter vectors [K·(1+2P), P].
+        distance: θ⁺ − θ⁻ of each draw and parameter [K, P].
+    """
+
+    lanes: NDArray[np.float64]
+    distance: NDArray[np.float64]
+
+    def quotient(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Difference quotients of outputs [T, O, lanes] → [T, O, K, P]."""
+        draws, count = self.distance.shape
+        shaped = outputs[..., draws:].reshape(*outputs.shape[:-1], count, 2, draws)
+        return np.moveaxis((shaped[..., 0, :] - shaped[..., 1, :]) / self.distance.T, -2, -1)
+
+
+def differences(theta: NDArray[np.float64], parameters: Sequence[Parameter], step: float) -> Differences:
+    """Lanes for central differences.
+
+    Args:
+        theta: draws [K, P].
+        parameters: in the order of the columns; lanes stay within their bounds.
+        step: half distance relative to |θ|; for θ = 0, relative to the width of the bounds (or to 1).
+
+    Raises:
+        InputError: for a step that is not between 0 and 1.
+    """
+    if not 0 < step < 1:
+        raise InputError(f"The step of finite differences is {step}: between 0 and 1.")
+    blocks, distance = [theta], np.empty(theta.shape)
+    for k, parameter in enumerate(parameters):
+        low, high = parameter.bounds or (-np.inf, np.inf)
+        width = high - low if np.isfinite(high - low) else 1.0
+        half = step * np.where(theta[:, k] != 0, np.abs(theta[:, k]), width)
+        above, below = theta.copy(), theta.copy()
+        above[:, k] = np.minimum(theta[:, k] + half, high)
+        below[:, k] = np.maximum(theta[:, k] - half, low)
+        blocks += [above, below]
+        distance[:, k] = above[:, k] - below[:, k]
+    return Differences(np.concatenate(blocks), distance)
+
+
+def evaluate(
+    model: Model,
+    theta: NDArray[np.float64],
+    *,
+    estimator: str,
+    steps: int,
+    seed: int,
+    mode: str = "forward",
+    step: float = 0.02,
+    cotangent: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+    world: World | None = None,
+    executor: str = "auto",
+    keeper: simulation.Keeper | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    trajectory: int = 0,
+) -> Evaluation:
+    """Run K draws of a model, with derivatives by one estimator.
+
+    Args:
+        model: this shard.
+        theta: draws [K, P].
+        estimator: "none", "fd" or "tangent".
+        steps: T.
+        seed: of this shard.
+        mode: "forward", or "reverse" (tangent only), which needs `cotangent`.
+        step: of finite differences, relative.
+        cotangent: outputs [T, O, K] → cotangents [B, T, O, K].
+        world: who adds up.
+        executor: see `simulation.run`.
+        keeper: checkpoints.
+        progress: called with (steps done, steps).
+        trajectory: see `simulation.run`.
+
+    Raises:
+        InputError: for an unknown estimator or mode.
+    """
+    if estimator not in ESTIMATORS:
+        raise InputError(f"The gradient is {estimator!r}: one of auto, {', '.join(ESTIMATORS)}.")
+    if mode not in ("forward", "reverse"):
+        raise InputError(f"The mode is {mode!r}: forward or reverse.")
+    if mode == "reverse" and estimator != "tangent":
+        raise InputError(f"The estimator {estimator} has no reverse mode.", "Use mode=forward, or gradient=tangent.")
+    common: dict[str, Any] = {"steps": steps, "seed": seed, "world": world, "executor": executor, "keeper": keeper,
+                              "progress": progress, "trajectory": trajectory}
+    draws = theta.shape[0]
+    if estimator == "none":
+        run = simulation.run(model, theta, **common)
+        return Evaluation(run.words, None, None, estimator, run.executor)
+    if estimator == "fd":
+        lanes = differences(theta, model.parameters, step)
+        run = simulation.run(model, lanes.lanes, **common)
+        return Evaluation(run.words[..., :draws], lanes.quotient(run.outputs), None, estimator, run.executor)
+    derivative = "forward" if mode == "forward" else "reverse"
+    run = simulation.run(model, theta, derivative=derivative, cotangent=cotangent, **common)
+    return Evaluation(run.words, run.tangents, run.gradient, estimator, run.executor)
+
+
+def to_lanes(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Parameter values by name → draws [K, P] in the order of `parameters`; a number serves every draw.
+
+    Raises:
+        InputError: for a missing or unknown name, or a value outside its bounds.
+    """
+    names = [parameter.name for parameter in parameters]
+    unknown, missing = sorted(set(values) - set(names)), [name for name in names if name not in values]
+    if unknown:
+        raise InputError(f"The model has no parameter {unknown[0]}: there are {', '.join(names) or 'none'}.")
+    if missing:
+        raise InputError(f"The parameter {missing[0]} has no value.", f"Give params={{{missing[0]!r}: …}}.")
+    columns = [np.atleast_1d(np.asarray(values[name], dtype=np.float64)) for name in names]
+    for parameter, column in zip(parameters, columns, strict=True):
+        for value in column:
+            parameter.require(float(value))
+    return np.stack(np.broadcast_arrays(*columns), axis=-1) if columns else np.zeros((1, 0))

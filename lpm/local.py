@@ -1,0 +1,148 @@
+"""`lpm.simulate` and `lpm.calibrate` on one device: the Local world, with results as labelled arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from lpm.analysis.audit import Audit, audit_gradients
+from lpm.errors import InputError
+from lpm.estimators import Evaluation, evaluate, to_lanes
+from lpm.flame.model import Model
+from lpm.simulation import Keeper
+
+__all__ = ["Simulation", "resolve_estimator", "simulate", "to_dataset"]
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """The result of `simulate`.
+
+    Attributes:
+        outputs: one variable per output: time (× draw), with units.
+        gradient: one variable per output: time (× draw) × parameter, or None.
+        estimator: what gave the gradient.
+        executor: what ran the contagions.
+        audit: the gradient audit, where `gradient="auto"`.
+        words: the exact outputs, 32 fraction bits [T, O, K].
+    """
+
+    outputs: xr.Dataset
+    gradient: xr.Dataset | None
+    estimator: str
+    executor: str
+    audit: Audit | None
+    words: NDArray[np.int64]
+
+
+def _times(model: Model, steps: int) -> tuple[str, NDArray[Any]]:
+    if model.start is None:
+        return "time", np.arange(steps)
+    first = np.datetime64(model.start, "D")
+    return "time", (first + np.arange(steps)).astype("datetime64[ns]")
+
+
+def to_dataset(model: Model, values: NDArray[np.float64], *, draws: bool, names: list[str] | None = None,
+               parameters: bool = False) -> xr.Dataset:
+    """Label outputs [T, O, K] or derivatives [T, O, K, P].
+
+    Args:
+        model: whose outputs they are.
+        values: in the order of `names`.
+        draws: whether to keep the draw axis (else K must be 1).
+        names: outputs; all that the model records by default.
+        parameters: whether the last axis is that of parameters.
+    """
+    names = list(model.recorded) if names is None else names
+    dims = ["time", *(["draw"] if draws else []), *(["parameter"] if parameters else [])]
+    coords: dict[str, Any] = {"time": _times(model, values.shape[0])}
+    if parameters:
+        coords["parameter"] = [parameter.name for parameter in model.parameters]
+    variables = {}
+    for k, name in enumerate(names):
+        array = values[:, k] if draws else values[:, k, 0]
+        unit = model.recorded[name].unit
+        variables[name] = (dims, array, {"units": f"{unit} per unit of the parameter" if parameters else unit})
+    return xr.Dataset(variables, coords=coords)
+
+
+def resolve_estimator(model: Model, theta: NDArray[np.float64], gradient: str, *, steps: int, seed: int,
+                      step: float = 0.02) -> tuple[str, Audit | None]:
+    """`auto` becomes what the audit of this model at the first draw chooses; any other name stays."""
+    if gradient != "auto":
+        return gradient, None
+    audit = audit_gradients(model, theta[0], steps=steps, seed=seed, step=step)
+    return audit.chosen, audit
+
+
+def simulate(
+    model: Model,
+    params: Mapping[str, Any] | None = None,
+    *,
+    steps: int,
+    seed: int = 0,
+    gradient: str = "none",
+    mode: str = "forward",
+    step: float = 0.02,
+    executor: str = "auto",
+    keeper: Keeper | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Simulation:
+    """Simulate a model in this process, with derivatives if asked.
+
+    Args:
+        model: with all its people.
+        params: parameter name → value, or K values for K draws that share their random numbers.
+        steps: number of steps (days).
+        seed: of all random numbers.
+        gradient: "none", "fd", "tangent", or "auto" (an audit on this model chooses).
+        mode: "forward", or "reverse" (tangent only; one pass back for every output and step).
+        step: of finite differences, relative to the parameter.
+        executor: "auto", "reference" or "cpu".
+        keeper: checkpoints.
+        progress: called with (steps done, steps).
+
+    Returns:
+        Labelled outputs and, if asked, their gradient: output × time × parameter.
+
+    Raises:
+        InputError: before any work.
+
+    Guarantee: for one seed the outputs are the same to the bit for any executor and order of agents.
+    """
+    theta = to_lanes(model.parameters, params or {})
+    estimator, audit = resolve_estimator(model, theta, gradient, steps=steps, seed=seed, step=step)
+    if mode == "reverse" and estimator != "tangent":
+        if gradient == "auto":
+            mode = "forward"
+        else:
+            raise InputError(f"The estimator {estimator} has no reverse mode.", "Use mode=forward, or gradient=tangent.")
+    result = evaluate(model, theta, estimator=estimator, steps=steps, seed=seed, mode=mode, step=step, executor=executor,
+                      cotangent=every_output if mode == "reverse" else None, keeper=keeper, progress=progress)
+    several = theta.shape[0] > 1
+    derivative = _derivative(result, len(model.recorded), steps)
+    return Simulation(
+        to_dataset(model, result.outputs, draws=several),
+        None if derivative is None else to_dataset(model, derivative, draws=several, parameters=True),
+        estimator, result.executor, audit, result.words,
+    )
+
+
+def every_output(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cotangents that pick each output at each step in turn [T·O, T, O, K]."""
+    steps, count, draws = outputs.shape
+    picks = np.eye(steps * count).reshape(steps * count, steps, count, 1)
+    return np.broadcast_to(picks, (*picks.shape[:3], draws))
+
+
+def _derivative(result: Evaluation, outputs: int, steps: int) -> NDArray[np.float64] | None:
+    if result.gradient is not None:
+        return result.gradient.reshape(steps, outputs, *result.gradient.shape[1:])
+    return result.derivative
+
+

@@ -1,0 +1,394 @@
+"""A scenario: a folder with the public part of a model (`scenario.toml`), its code, and its tables of figures.
+
+The public part (parameters, priors, bounds, outputs, length, shared networks) is read by institutions and coordinator
+alike and never imports a model; its hash, taken after all settings are applied, is what a session's manifest binds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import importlib.util
+import json
+import math
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lpm.errors import InputError
+from lpm.options import require_known
+from lpm.parameters import Parameter
+
+__all__ = ["Calibration", "Declared", "Federation", "PublicNetwork", "PublicOutput", "Scenario", "load"]
+
+MODEL_FILE = "model.py"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A parameter as the scenario declares it.
+
+    Attributes:
+        parameter: name, prior, bounds, unit, label.
+        role: "dynamics" (it changes trajectories) or "observation" (only how they are seen).
+        value: default.
+    """
+
+    parameter: Parameter
+    role: str
+    value: float
+
+
+@dataclass(frozen=True)
+class PublicNetwork:
+    """A network that crosses institutions: number of groups, and the largest contribution of one agent."""
+
+    groups: int
+    bound: float
+
+
+@dataclass(frozen=True)
+class PublicOutput:
+    """An output whose sum over all institutions is opened."""
+
+    unit: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Which estimator, and the relative step of finite differences."""
+
+    estimator: str = "auto"
+    step: float = 0.02
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the posterior is fitted: optimiser steps, draws in each, weight of the prior (KL), length of predictions."""
+
+    iterations: int = 120
+    draws: int = 4
+    weight: float = 1.0
+    predictive_draws: int = 128
+
+
+@dataclass(frozen=True)
+class Federation:
+    """How institutions add up."""
+
+    fraction_bits: int = 32
+    deadline_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The public part of a scenario, after settings.
+
+    Attributes:
+        folder: where it lies.
+        name: a word.
+        title: for reports.
+        start: date of step 0.
+        steps: T.
+        held_out: last steps that are scored but not fitted.
+        institutions: who holds people and series.
+        minimum_people: fewest agents in an opened group.
+        minimum_institutions: fewest institutions in an opened group.
+        weaker: label of whatever is weaker than it sounds, shown in reports.
+        agents: size of the whole population.
+        people: how many people the agents stand for.
+        declared: the parameters, in order.
+        networks: shared networks by name.
+        outputs: opened outputs by name.
+        gradient: how derivatives are estimated.
+        calibration: how the posterior is fitted.
+        federation: how institutions add up.
+    """
+
+    folder: Path
+    name: str
+    title: str
+    start: dt.date
+    steps: int
+    held_out: int
+    institutions: tuple[str, ...]
+    minimum_people: int
+    minimum_institutions: int
+    weaker: str
+    agents: int
+    people: float
+    declared: tuple[Declared, ...]
+    networks: Mapping[str, PublicNetwork]
+    outputs: Mapping[str, PublicOutput]
+    gradient: Gradient
+    calibration: Calibration
+    federation: Federation
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """All parameters, in order."""
+        return tuple(each.parameter for each in self.declared)
+
+    @property
+    def dynamics(self) -> tuple[str, ...]:
+        """Names of the parameters that change trajectories, in order."""
+        return tuple(each.parameter.name for each in self.declared if each.role == "dynamics")
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """Parameter → default value."""
+        return {each.parameter.name: each.value for each in self.declared}
+
+    def parameter(self, name: str) -> Parameter:
+        """A parameter by name, for models to build expressions with.
+
+        Raises:
+            InputError: naming those there are.
+        """
+        for each in self.declared:
+            if each.parameter.name == name:
+                return each.parameter
+        known = ", ".join(each.parameter.name for each in self.declared)
+        raise InputError(f"The scenario {self.name} has no parameter {name!r}: there are {known}.")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the public part (not of where it lies), as hex."""
+        public = dataclasses.asdict(self)
+        del public["folder"]
+        return hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode()).hexdigest()
+
+    def with_options(self, *, steps: int | None = None, agents: int | None = None, iterations: int | None = None,
+                     gradient: str | None = None, settings: Mapping[str, str] | None = None) -> Scenario:
+        """The scenario with command-line flags and `--set key=value` applied.
+
+        Raises:
+            InputError: for an unknown key, or a value that isn't of the key's kind.
+        """
+        scenario = self
+        sections: dict[str, Any] = {"gradient": self.gradient, "calibration": self.calibration, "federation": self.federation}
+        plain = {"scenario.steps": "steps", "scenario.held_out": "held_out", "population.agents": "agents",
+                 "scenario.minimum_people": "minimum_people", "scenario.minimum_institutions": "minimum_institutions"}
+        dotted = {f"{section}.{field.name}" for section, value in sections.items() for field in dataclasses.fields(value)}
+        names = {each.parameter.name for each in self.declared}
+        wanted: dict[str, str] = dict(settings or {})
+        require_known(wanted, names | dotted | set(plain), f"the scenario {self.name}")
+        declared = list(self.declared)
+        for key, text in wanted.items():
+            if key in names:
+                k = [each.parameter.name for each in declared].index(key)
+                value = _number(key, text)
+                declared[k].parameter.require(value)
+                declared[k] = dataclasses.replace(declared[k], value=value)
+            elif key in plain:
+                scenario = dataclasses.replace(scenario, **{plain[key]: _whole(key, text)})  # type: ignore[arg-type]
+            else:
+                section, _, name = key.partition(".")
+                kind = type(getattr(sections[section], name))
+                parsed = text if kind is str else _whole(key, text) if kind is int else _number(key, text)
+                sections[section] = dataclasses.replace(sections[section], **{name: parsed})
+        if iterations is not None:
+            sections["calibration"] = dataclasses.replace(sections["calibration"], iterations=iterations)
+        if gradient is not None:
+            sections["gradient"] = dataclasses.replace(sections["gradient"], estimator=gradient)
+        if steps is not None:
+            # A shorter run holds out the same share of its days.
+            held = self.held_out if steps >= self.steps else round(steps * self.held_out / self.steps)
+            scenario = dataclasses.replace(scenario, steps=steps, held_out=held)
+        if agents is not None:
+            scenario = dataclasses.replace(scenario, agents=agents)
+        changed = dataclasses.replace(scenario, declared=tuple(declared), **sections)
+        changed._check()
+        return changed
+
+    def _check(self) -> None:
+        for what, value, lowest in (("scenario.steps", self.steps, 1), ("scenario.held_out", self.held_out, 0),
+                                    ("population.agents", self.agents, 1), ("calibration.iterations", self.calibration.iterations, 1),
+                                    ("calibration.draws", self.calibration.draws, 1),
+                                    ("calibration.predictive_draws", self.calibration.predictive_draws, 2),
+                                    ("scenario.minimum_people", self.minimum_people, 1),
+                                    ("scenario.minimum_institutions", self.minimum_institutions, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise InputError(f"{what} is {value}: a whole number from {lowest}.")
+        if self.held_out >= self.steps:
+            raise InputError(f"scenario.held_out is {self.held_out}: fewer than the {self.steps} steps.")
+        if self.gradient.estimator not in ("auto", "fd", "tangent", "none"):
+            raise InputError(f"gradient.estimator is {self.gradient.estimator!r}: auto, fd or tangent.")
+        if not 0 < self.gradient.step < 1:
+            raise InputError(f"gradient.step is {self.gradient.step}: between 0 and 1.")
+        if not 0 < self.calibration.weight < math.inf:
+            raise InputError(f"calibration.weight is {self.calibration.weight}: a number above 0.")
+
+    # ---- the private part: code and figures, at institutions and in the Local world only
+
+    def module(self) -> ModuleType:
+        """The scenario's `model.py`, imported.
+
+        Raises:
+            InputError: if it is missing or lacks `build`.
+        """
+        path = self.folder / MODEL_FILE
+        if not path.is_file():
+            raise InputError(f"{path} is missing.", "A scenario's folder holds scenario.toml and model.py.")
+        name = f"_lpm_scenario_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        if not hasattr(module, "build"):
+            raise InputError(f"{path} defines no build(scenario, institutions, *, agents, seed).")
+        return module
+
+    def build(self, institutions: Sequence[str] | None = None, *, seed: int = 0) -> Any:  # noqa: ANN401 (lpm.Model; not imported here)
+        """The model of some institutions' people; of all by default."""
+        chosen = self.institutions if institutions is None else tuple(institutions)
+        for name in chosen:
+            if name not in self.institutions:
+                raise InputError(f"The scenario {self.name} has no institution {name!r}: there are {', '.join(self.institutions)}.")
+        model = self.module().build(self, chosen, agents=self.agents, seed=seed)
+        names = tuple(parameter.name for parameter in model.parameters)
+        if sorted(names) != sorted(self.dynamics):
+            raise InputError(f"The model of {self.name} uses the parameters {', '.join(names)}; scenario.toml declares "
+                             f"{', '.join(self.dynamics)} with role dynamics.")
+        if list(model.outputs) != list(self.outputs):
+            raise InputError(f"The model of {self.name} records {', '.join(model.outputs)}; scenario.toml lists "
+                             f"{', '.join(self.outputs)}.")
+        return model
+
+    def observation(self, institution: str, data: Path | None = None) -> Any:  # noqa: ANN401 (lpm.observation.Observation)
+        """What an institution compares its shard with.
+
+        Raises:
+            InputError: if the scenario has no data to calibrate to.
+        """
+        module = self.module()
+        if not hasattr(module, "observation"):
+            raise InputError(f"The scenario {self.name} defines no observation(...): it can be simulated, not calibrated.")
+        return module.observation(self, institution, data)
+
+
+def load(folder: Path | str) -> Scenario:
+    """Read a scenario's public part.
+
+    Args:
+        folder: with `scenario.toml`, or a name of one in `simulations/`.
+
+    Raises:
+        InputError: naming the file, the key, the value and what would be accepted.
+    """
+    folder = Path(folder)
+    path = folder / "scenario.toml"
+    if not path.is_file():
+        raise InputError(f"There is no scenario {folder}: {path} is missing.",
+                         "Give the path of a folder that holds scenario.toml, such as simulations/nyc_boroughs.")
+    try:
+        tree = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} can't be read: {error}.") from None
+    return _read(folder, path, tree)
+
+
+def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
+    known = {"scenario", "population", "parameters", "networks", "outputs", "gradient", "calibration", "federation"}
+    _only(path, "", tree, known)
+    head = _section(path, tree, "scenario", {
+        "name": str, "title": str, "start": dt.date, "steps": int, "held_out": int, "institutions": list,
+        "minimum_people": int, "minimum_institutions": int, "weaker": str},
+        {"held_out": 0, "minimum_people": 10, "minimum_institutions": 3, "weaker": "", "title": ""})
+    crowd = _section(path, tree, "population", {"agents": int, "people": float}, {"people": None})
+    declared = []
+    for name, value in tree.get("parameters", {}).items():
+        part = _section(path, {name: value}, name, {"prior": str, "bounds": list, "unit": str, "label": str, "role": str,
+                                                     "value": float},
+                        {"bounds": None, "unit": "", "label": "", "role": "dynamics"}, under="parameters")
+        if part["role"] not in ("dynamics", "observation"):
+            raise InputError(f"{path}: parameters.{name}.role is {part['role']!r}: dynamics or observation.")
+        bounds = None if part["bounds"] is None else tuple(map(float, part["bounds"]))
+        if bounds is not None and len(bounds) != 2:
+            raise InputError(f"{path}: parameters.{name}.bounds is {part['bounds']}: two numbers.")
+        parameter = Parameter(name, part["prior"], bounds, part["unit"], part["label"])  # type: ignore[arg-type]
+        parameter.require(part["value"])
+        declared.append(Declared(parameter, part["role"], part["value"]))
+    networks = {name: PublicNetwork(**_section(path, {name: value}, name, {"groups": int, "bound": float}, {"bound": 1.0},
+                                               under="networks")) for name, value in tree.get("networks", {}).items()}
+    outputs = {name: PublicOutput(**_section(path, {name: value}, name, {"unit": str, "description": str},
+                                             {"description": ""}, under="outputs"))
+               for name, value in tree.get("outputs", {}).items()}
+    gradient = Gradient(**_section(path, tree, "gradient", {"estimator": str, "step": float}, dataclasses.asdict(Gradient())))
+    calibration = Calibration(**_section(path, tree, "calibration", {
+        "iterations": int, "draws": int, "weight": float, "predictive_draws": int}, dataclasses.asdict(Calibration())))
+    federation = Federation(**_section(path, tree, "federation", {"fraction_bits": int, "deadline_seconds": float},
+                                       dataclasses.asdict(Federation())))
+    scenario = Scenario(
+        folder=folder, name=head["name"], title=head["title"] or head["name"], start=head["start"], steps=head["steps"],
+        held_out=head["held_out"], institutions=tuple(map(str, head["institutions"])), minimum_people=head["minimum_people"],
+        minimum_institutions=head["minimum_institutions"], weaker=head["weaker"], agents=crowd["agents"],
+        people=float(crowd["agents"] if crowd["people"] is None else crowd["people"]), declared=tuple(declared),
+        networks=networks, outputs=outputs, gradient=gradient, calibration=calibration, federation=federation)
+    if not scenario.institutions or len(set(scenario.institutions)) != len(scenario.institutions):
+        raise InputError(f"{path}: scenario.institutions names each institution once, and at least one.")
+    if not scenario.declared or not scenario.outputs:
+        raise InputError(f"{path}: at least one [parameters.…] and one [outputs.…] are needed.")
+    scenario._check()
+    return scenario
+
+
+def _section(path: Path, tree: Mapping[str, Any], name: str, kinds: Mapping[str, type], defaults: Mapping[str, Any],
+             under: str = "") -> dict[str, Any]:
+    where = f"{under}.{name}" if under else name
+    given = tree.get(name, {})
+    if not isinstance(given, dict):
+        raise InputError(f"{path}: {where} is a table.")
+    _only(path, where, given, set(kinds))
+    values: dict[str, Any] = {}
+    for key, kind in kinds.items():
+        if key not in given:
+            if key not in defaults:
+                raise InputError(f"{path}: {where}.{key} is missing.")
+            values[key] = defaults[key]
+            continue
+        value = given[key]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            wanted = {int: "a whole number", float: "a number", str: "text", list: "a list", dt.date: "a date"}[kind]
+            raise InputError(f"{path}: {where}.{key} is {value!r}: {wanted}.")
+        values[key] = value
+    return values
+
+
+def _only(path: Path, where: str, given: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        prefix = f"{where}." if where else ""
+        raise InputError(f"{path}: {prefix}{unknown[0]} is not known: there are {', '.join(sorted(known))}.")
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"`--set {key}={text}`: a finite number.")
+    return value
+
+
+def _whole(key: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"`--set {key}={text}`: a whole number.") from None
