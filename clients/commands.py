@@ -1,0 +1,106 @@
+"""`lpm client`: one institution's process, from reporting to the coordinator to the end of the session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from clients.config import ClientConfig
+
+__all__ = ["client"]
+
+
+def client(
+    scenario: Annotated[Path, typer.Argument(help="The scenario's folder, in this institution's installation.")],
+    party: Annotated[str, typer.Option(help="This party's name, as its certificate says.")],
+    keys: Annotated[Path, typer.Option(help="This party's key folder, or that of `lpm keys local`.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; only parties/PARTY in it is used.")],
+    control_address: Annotated[str, typer.Option(help="HOST:PORT where the coordinator's control plane is.")],
+    coordinator: Annotated[str, typer.Option(help="HOST:PORT of its data plane; as it says if empty.")] = "",
+    control: Annotated[str, typer.Option(help="flower (a SuperNode) or streams.")] = "flower",
+    institutions: Annotated[str, typer.Option(help="Institutions held, with commas; the party's name if empty.")] = "",
+    sharing: Annotated[str, typer.Option(help="The engine of the secure sum.")] = "crypten",
+    agents: Annotated[int | None, typer.Option(help="Agents of all parties together.")] = None,
+    seed: Annotated[int | None, typer.Option(help="A public seed, for repeatable tests; else a secret one.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, as often as needed.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of this institution's series.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from this party's checkpoint.")] = False,
+    release_fit: Annotated[bool, typer.Option(help="Let the coordinator have the bands of this party's fit.")] = True,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe-no-disclosure-control", help="Allow small cells. For tests only.")
+    ] = False,
+    deadline: Annotated[float, typer.Option(help="Seconds one step may take before its peer counts as lost.")] = 30.0,
+    join_limit: Annotated[float, typer.Option(help="Seconds to wait for the coordinator.")] = 120.0,
+    announce: Annotated[Path | None, typer.Option(hidden=True, help="Where to say that this process is up.")] = None,
+) -> None:
+    """Take part in one session with this institution's people, data and keys."""
+    from lpm.processes import end_with_parent, log_to, terminate_as_interrupt, to_exit_code
+
+    end_with_parent()
+    terminate_as_interrupt()
+
+    def work() -> int:
+        from clients.config import ClientConfig, own_folder
+        from lpm.options import parse_settings
+        from lpm.processes import parse_address
+
+        parse_address("control-address", control_address)
+        if coordinator:
+            parse_address("coordinator", coordinator)
+        config = ClientConfig(
+            scenario=scenario,
+            party=party,
+            keys=own_folder(keys, party),
+            out=out,
+            coordinator=coordinator,
+            institutions=tuple(name.strip() for name in institutions.split(",") if name.strip()),
+            sharing=sharing,
+            agents=agents,
+            seed=seed,
+            settings=parse_settings(settings or []),
+            data=data,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            release_fit=release_fit,
+            unsafe=unsafe,
+            deadline_seconds=deadline,
+        )
+        config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log_to(config.folder / "party.log", party)
+        return _take_part(config, control, control_address, join_limit, announce)
+
+    raise SystemExit(to_exit_code(work))
+
+
+def _take_part(config: ClientConfig, control: str, address: str, patience: float, announcement: Path | None) -> int:
+    import os
+
+    from clients.config import CONFIG_VARIABLE
+    from lpm.errors import InputError
+    from lpm.processes import Process, announce
+    from lpm.protocol.identity import load_identity
+
+    identity = load_identity(config.keys, config.party)
+    written = config.folder / "client.json"
+    config.write(written)
+    os.environ[CONFIG_VARIABLE] = str(written)
+    here = Process(role="client", party=config.party, pid=os.getpid(), address=address)
+    if control == "streams":
+        from clients.app import app
+        from clients.node import run_node
+
+        announce(announcement, [here])
+        return run_node(app, identity, config.keys, address, patience=patience)
+    if control == "flower":
+        from clients.supernode import SuperNode
+
+        with SuperNode(address, config, patience) as node:
+            announce(
+                announcement, [here, Process(role="supernode", party=config.party, pid=node.pid, address=node.address)]
+            )
+            return node.run_app()
+    raise InputError(f"`--control` is {control!r}: flower or streams.")
