@@ -381,16 +381,15 @@ def divide(label: NDArray[np.int64], size: int, stream: Stream) -> NDArray[np.in
         stream: decides who is with whom.
 
     Returns:
-        Group of each person, from 0; who is in none is alone in a group of their own [people].
+        Group of each person, from 0; -1 for those in none [people].
     """
     order = np.lexsort((stream.uniform(label.size), label))
     sorted_label = label[order]
-    group = np.empty(label.size, dtype=np.int64)
+    group = np.full(label.size, -1, dtype=np.int64)
     outside = int(np.searchsorted(sorted_label, 0))
     present, begin, count = np.unique(sorted_label[outside:], return_index=True, return_counts=True)
     parts = np.maximum(np.rint(count / size).astype(np.int64), 1)
     kind = np.repeat(np.arange(present.size), count)
     rank = np.arange(label.size - outside) - begin[kind]
     group[order[outside:]] = (np.cumsum(parts) - parts)[kind] + rank * parts[kind] // count[kind]
-    group[order[:outside]] = int(parts.sum()) + np.arange(outside)
     return group
