@@ -1,9 +1,9 @@
 """Generalised variational inference: minimise E_q[loss] + weight · KL(q ‖ prior) over flow posteriors (paper, 5.1).
 
 The loss and its gradient come from a callable: a simulator here, or sums opened by a federation. Reverse mode runs
-through the flow, and the simulator's derivative enters as a constant. The affine part of the flow takes natural-gradient
-steps (`natural_gradient`), which have no schedule and need no tuning; what is not affine is then trained by Adam on the
-reparameterised gradient, with the quadratic model of the first part as control variate.
+through the flow, and the simulator's derivative enters as a constant. The affine part of the flow takes steps along the
+natural gradient (`natural_gradient`), which have no schedule and need no tuning; what is not affine is then trained by
+Adam on the reparameterised gradient, with the quadratic model of the first part as control variate.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class GviState:
             )
             return cls(**{**packed, "records": records})
         except (KeyError, TypeError) as error:
-            raise CheckpointError("This is no checkpoint of a variational fit.", "Begin the calibration anew.") from error
+            raise CheckpointError("This is no checkpoint of a variational fit.", "Calibrate anew.") from error
 
 
 @dataclass(frozen=True)
@@ -420,7 +420,7 @@ class _Run:
         objective = model.quadratic(many).mean() + (rest * u[finite]).sum() / len(rest)
         objective = objective / self.weight + _kl_of(many, log_q)
         self.adam.zero_grad()
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward()
         torch.nn.utils.clip_grad_norm_(self.posterior.shape_parameters(), 10.0)
         self.adam.step()
         if self.iteration >= first + 0.6 * (self.iterations - first):
@@ -496,11 +496,11 @@ def _advice(records: Sequence[IterationRecord], draws: int) -> str:
         if last.step < 1.0:
             reasons.append("the steps are still cut to the trusted length: give more iterations")
         if last.drift > _SETTLED:
-            reasons.append(f"the mean moved by {last.drift:.2f} posterior sd in the last third: give more iterations")
+            reasons.append(f"the mean moved by {last.drift:.2f} sd in the last third: give more iterations")
         if last.widening > _SETTLED:
-            reasons.append(f"a width changed by {math.expm1(last.widening):.0%} in the last third: give more iterations")
+            reasons.append(f"a width changed by {math.expm1(last.widening):.0%} lately: give more iterations")
         if last.noise > _SETTLED:
-            reasons.append(f"noisy gradients leave the mean uncertain by {last.noise:.2f} posterior sd: give more draws")
+            reasons.append(f"noisy gradients leave the mean uncertain by {last.noise:.2f} sd: give more draws")
     recent = records[len(records) // 2 :]
     dropped = sum(record.dropped for record in recent)
     if dropped > 0.25 * draws * len(recent):

@@ -1,7 +1,7 @@
 """Natural-gradient steps of a Gaussian posterior from few, noisy gradients (Salimans & Knowles 2013; Khan & Rue 2023).
 
-The optimum of E_q[ℓ] + w KL(q ‖ N(0, I)) over Gaussians q has precision I + E_q[∇²ℓ]/w and a mean at which
-E_q[∇ℓ] + w·mean = 0. Both expectations are the coefficients of a linear regression of the gradients on the draws
+The optimum of E_q[loss] + w KL(q ‖ N(0, I)) over Gaussians q has precision I + E_q[∇²loss]/w and a mean at which
+E_q[∇loss] + w·mean = 0. Both expectations are the coefficients of a linear regression of the gradients on the draws
 (Stein's lemma), so every gradient of the last half of the run counts, not only the newest; that is what makes a few
 hundred gradients of a stochastic simulator enough, where gradient descent needs thousands. All is done in the
 coordinates of the present posterior (u = mean + L x), in which every number is of size one.
@@ -31,7 +31,7 @@ _SPREAD = 4.0
 
 @dataclass(frozen=True)
 class GradientModel:
-    """E[∇ℓ | x] ≈ slope + curvature·x in the coordinates x of a Gaussian with this mean and factor.
+    """E[∇loss | x] ≈ slope + curvature·x in the coordinates x of a Gaussian with this mean and factor.
 
     Args:
         location: [P], in u.
@@ -51,13 +51,13 @@ class GradientModel:
 
     def predict(self, u: Tensor) -> Tensor:
         """The expected gradient [K, P] with respect to u, at u [K, P]."""
-        x = torch.linalg.solve_triangular(self.factor, (u - self.location).T, upper=False)
-        within = self.slope[:, None] + self.curvature @ x
-        return torch.linalg.solve_triangular(self.factor.T, within, upper=True).T
+        within = self.slope + _standardised(u, self.location, self.factor) @ self.curvature
+        gradient: Tensor = torch.linalg.solve_triangular(self.factor.T, within.T, upper=True).T
+        return gradient
 
     def quadratic(self, u: Tensor) -> Tensor:
         """The loss [K] whose gradient `predict` is, up to a constant; differentiable in u."""
-        x = torch.linalg.solve_triangular(self.factor, (u - self.location).T, upper=False).T
+        x = _standardised(u, self.location, self.factor)
         return x @ self.slope + 0.5 * (x * (x @ self.curvature)).sum(dim=-1)
 
 
@@ -90,7 +90,7 @@ def model_of_gradients(
         weight: of the KL term.
     """
     size = len(location)
-    x = torch.linalg.solve_triangular(factor, (u - location).T, upper=False).T
+    x = _standardised(u, location, factor)
     h = gradient @ factor
     near = (1.0 + x.square().sum(dim=1) / (size * _SPREAD)).pow(-2)
     # With this curvature and no slope the present posterior would be its own optimum.
@@ -131,6 +131,12 @@ def natural_step(model: GradientModel, weight: float) -> Step:
     return Step(model.location + model.factor @ (share * shift), factor.contiguous(), share)
 
 
+def _standardised(u: Tensor, location: Tensor, factor: Tensor) -> Tensor:
+    """Draws [M, P] in the coordinates of the Gaussian."""
+    x: Tensor = torch.linalg.solve_triangular(factor, (u - location).T, upper=False).T
+    return x
+
+
 def _symmetric_regression(x: Tensor, h: Tensor, weights: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted least squares h ≈ slope + B x with B symmetric, drawn to `anchor`: the slope, B and the residuals."""
     total = weights.sum()
@@ -152,4 +158,5 @@ def _standard_error(rest: Tensor, weights: Tensor, when: Tensor) -> Tensor:
     _, group = torch.unique(when, return_inverse=True)
     groups = int(group.max()) + 1
     sums = torch.zeros(groups, rest.shape[1], dtype=rest.dtype).index_add_(0, group, rest * weights[:, None])
-    return sums.square().sum(dim=0).sqrt() / weights.sum() * (groups / max(groups - 1, 1)) ** 0.5
+    scale = (groups / max(groups - 1, 1)) ** 0.5 / float(weights.sum())
+    return scale * sums.square().sum(dim=0).sqrt()

@@ -67,8 +67,10 @@ class _Marginal:
         u = np.clip(u, -_FAR, _FAR)
         lower = self.below[0] + stats.norm.cdf(u) * self.mass
         upper = self.above[1] + stats.norm.cdf(-u) * self.mass
-        value = np.where(lower < 0.5, self.distribution.ppf(np.minimum(lower, 1.0)), self.distribution.isf(np.minimum(upper, 1.0)))
-        return np.clip(value, self.low, self.high)
+        value = np.where(
+            lower < 0.5, self.distribution.ppf(np.minimum(lower, 1.0)), self.distribution.isf(np.minimum(upper, 1.0))
+        )
+        return np.asarray(np.clip(value, self.low, self.high))
 
     def slope(self, u: Array, theta: Array) -> Array:
         u = np.clip(u, -_FAR, _FAR)
@@ -81,7 +83,7 @@ class _Marginal:
         lower = (self.distribution.cdf(theta) - self.below[0]) / self.mass
         upper = (self.distribution.sf(theta) - self.above[1]) / self.mass
         u = np.where(lower < 0.5, stats.norm.ppf(np.clip(lower, 0.0, 1.0)), stats.norm.isf(np.clip(upper, 0.0, 1.0)))
-        return np.clip(u, -_FAR, _FAR)
+        return np.asarray(np.clip(u, -_FAR, _FAR))
 
     def log_prob(self, theta: Array) -> Array:
         inside = (theta >= self.low) & (theta <= self.high)

@@ -1,0 +1,342 @@
+"""What an institution sees of an epidemic: its own daily series, their delays, under-reporting and noise.
+
+An observation turns a simulation's outputs into expected counts (a delay, then a scale, then a small background) and
+gives their log-likelihood. It stays at the institution; only sums of log-likelihoods over institutions are opened. Its
+messages name files, columns, lines and days, never a value.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import optimize, stats
+from torch import Tensor
+
+from lpm.calibration import objective
+from lpm.errors import InputError
+from lpm.parameters import Expression, Parameter
+
+__all__ = ["BACKGROUND", "LIKELIHOODS", "CountSeries", "Observation"]
+
+LIKELIHOODS = ("negative_binomial", "poisson", "squared_error")
+"""What `likelihood=` accepts by name; an `objective.SyntheticLikelihood` is accepted as well."""
+
+BACKGROUND = 0.05
+"""Expected counts a day that come from outside the simulation: a simulated 0 then makes a real 1 unlikely, not
+impossible, and still has a gradient."""
+
+_WEEK = 7
+
+
+@dataclass(frozen=True, eq=False)
+class CountSeries:
+    """One private daily series and how it is observed.
+
+    Args:
+        name: of the series, in results.
+        output: the simulation's output it observes.
+        values: [T] counts, NaN where missing.
+        scale: factor on the output (an under-reporting, for example); None is 1.
+        dispersion: of the negative binomial, variance = mean + dispersion · mean²; None for other likelihoods.
+        delay: [D] probabilities of being seen 0, 1, … days later; None is no delay.
+        likelihood: one of `LIKELIHOODS`, or a synthetic likelihood over T days.
+        background: counts a day added to the mean.
+
+    Raises:
+        InputError: for negative or infinite counts, a delay that is no distribution, or a dispersion that is missing
+            or not used.
+    """
+
+    name: str
+    output: str
+    values: NDArray[np.float64]
+    scale: Expression | None = None
+    dispersion: Expression | None = None
+    delay: NDArray[np.float64] | None = None
+    likelihood: str | objective.SyntheticLikelihood = "negative_binomial"
+    background: float = BACKGROUND
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, dtype=np.float64)
+        if values.ndim != 1 or values.size == 0:
+            raise InputError(f"The series {self.name} has shape {values.shape}: one count a day.")
+        bad = np.flatnonzero((values < 0) | np.isinf(values))
+        if bad.size:
+            raise InputError(
+                f"The series {self.name} has {bad.size} count(s) below 0 or infinite, the first on day {bad[0] + 1}:",
+                "counts from 0, or NaN where missing.",
+            )
+        values.setflags(write=False)
+        object.__setattr__(self, "values", values)
+        if self.delay is not None:
+            delay = np.array(self.delay, dtype=np.float64)
+            if delay.ndim != 1 or delay.size == 0 or not (delay >= 0).all() or abs(delay.sum() - 1.0) > 1e-6:
+                raise InputError(f"The delay of {self.name} is not a distribution: probabilities from 0 that sum to 1.")
+            delay.setflags(write=False)
+            object.__setattr__(self, "delay", delay)
+        if isinstance(self.likelihood, str) and self.likelihood not in LIKELIHOODS:
+            raise InputError(f"The likelihood of {self.name} is {self.likelihood!r}: one of {', '.join(LIKELIHOODS)}.")
+        if (self.likelihood == "negative_binomial") != (self.dispersion is not None):
+            raise InputError(f"The series {self.name} needs a dispersion if, and only if, it is negative binomial.")
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: Path | str,
+        column: str,
+        start: dt.date,
+        steps: int,
+        *,
+        output: str,
+        name: str | None = None,
+        date_column: str = "date",
+        where: Mapping[str, str] | None = None,
+        **options: Any,  # noqa: ANN401 (the other fields of the class)
+    ) -> CountSeries:
+        """A series from a file with one row a day.
+
+        Args:
+            path: a csv file, which may begin with lines of comment (`#`).
+            column: of the counts; an empty cell is a missing day.
+            start: first day.
+            steps: number of days T.
+            output: the simulation's output it observes.
+            name: of the series; None takes the column's.
+            date_column: of the dates, as 2020-03-01.
+            where: column → text that rows must have, for files that hold several series.
+            options: the other fields of `CountSeries`.
+
+        Raises:
+            InputError: naming file, column and line, for an unreadable date, a day that is missing or given twice, a
+                cell that is no count, or a file that does not hold all days.
+        """
+        counts = _read_days(Path(path), column, start, steps, date_column, where or {})
+        return cls(name=name or column, output=output, values=counts, **options)
+
+    def expected(self, outputs: Mapping[str, Tensor], theta: Mapping[str, Tensor]) -> Tensor:
+        """Expected counts [K, T] from the outputs [K, T] of a simulation with parameters [K]."""
+        if self.output not in outputs:
+            raise InputError(f"The series {self.name} observes {self.output!r}: the model gives {', '.join(outputs)}.")
+        mean = outputs[self.output].to(torch.float64)
+        if mean.shape[-1] != len(self.values):
+            raise InputError(f"The series {self.name} has {len(self.values)} days, the simulation {mean.shape[-1]}.")
+        if self.delay is not None:
+            # Cross-correlation with the reversed delay is the convolution; days before the first are 0.
+            kernel = torch.from_numpy(self.delay[::-1].copy())[None, None]
+            padded = torch.nn.functional.pad(mean, (len(self.delay) - 1, 0))
+            mean = torch.nn.functional.conv1d(padded[:, None], kernel)[:, 0]
+        if self.scale is not None:
+            mean = mean * _value(self.scale, theta)[..., None]
+        return mean + self.background
+
+    def log_likelihood(self, outputs: Mapping[str, Tensor], theta: Mapping[str, Tensor], window: slice) -> Tensor:
+        """Log-likelihood [K] of the days in the window."""
+        mean = self.expected(outputs, theta)[:, window]
+        y = torch.from_numpy(self.values.copy())[window]
+        if isinstance(self.likelihood, objective.SyntheticLikelihood):
+            return self.likelihood(y, mean, window)
+        if self.dispersion is not None:
+            return objective.negative_binomial(y, mean, _value(self.dispersion, theta))
+        return objective.poisson(y, mean) if self.likelihood == "poisson" else objective.squared_error(y, mean)
+
+    def predict(
+        self, outputs: Mapping[str, Tensor], theta: Mapping[str, Tensor], generator: torch.Generator
+    ) -> NDArray[np.float64]:
+        """One draw [K, T] of what would be reported, for each of K simulations."""
+        with torch.no_grad():
+            mean = self.expected(outputs, theta)
+            # numpy has the negative binomial; its generator is seeded by, and so repeats with, torch's.
+            random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+            if isinstance(self.likelihood, objective.SyntheticLikelihood):
+                factor = np.linalg.cholesky(self.likelihood.covariance)
+                noise = torch.from_numpy(random.standard_normal(tuple(mean.shape)) @ factor.T)
+                return self.likelihood.untransform(self.likelihood.transform(mean) + noise).numpy()
+            expected = mean.numpy()
+            if self.dispersion is not None:
+                spread = np.maximum(_value(self.dispersion, theta).numpy(), 1e-6)[..., None]
+                return np.asarray(
+                    random.negative_binomial(1.0 / spread, 1.0 / (1.0 + spread * expected)).astype(np.float64)
+                )
+            if self.likelihood == "poisson":
+                return random.poisson(expected).astype(np.float64)
+            return expected + random.standard_normal(expected.shape)
+
+    def persistence_log_score(self, window: slice) -> float:
+        """The log score of carrying the last week before the window forward.
+
+        The forecast is a negative binomial around the mean of the last seven days that are not missing. Its dispersion
+        is the one that would have served best for forecasts as far ahead, made from every earlier day.
+
+        Args:
+            window: the held-out days, after at least two weeks of others.
+        """
+        days = range(*window.indices(len(self.values)))
+        if len(days) == 0 or days.start < 2 * _WEEK:
+            raise InputError(f"Persistence of {self.name} needs two weeks before a window that is not empty.")
+        past = self.values[: days.start]
+        origins = range(_WEEK, len(past))
+        pairs = [(_last_week(past[:at]), past[at : at + len(days)]) for at in origins]
+        means = np.concatenate([np.full(len(ahead), mean) for mean, ahead in pairs])
+        came = np.concatenate([ahead for _, ahead in pairs])
+        usable = np.isfinite(means) & np.isfinite(came)
+        if not usable.any():
+            raise InputError(f"The series {self.name} has no two days before the window to learn from.")
+
+        def loss(log_dispersion: float) -> float:
+            return -_negative_binomial(came[usable], means[usable], np.exp(log_dispersion))
+
+        best = optimize.minimize_scalar(loss, bounds=(np.log(1e-4), np.log(1e2)), method="bounded")
+        forecast = _last_week(past)
+        held_out = self.values[days.start : days.stop : days.step]
+        return _negative_binomial(held_out, np.full(len(held_out), forecast), float(np.exp(best.x)))
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """All series of one institution.
+
+    Args:
+        institution: its name.
+        start: the first simulated day.
+        series: one or more, of equal length and different names.
+
+    Raises:
+        InputError: for no series, unequal lengths, or a name given twice.
+    """
+
+    institution: str
+    start: dt.date
+    series: Sequence[CountSeries]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "series", tuple(self.series))
+        names = [series.name for series in self.series]
+        if not names:
+            raise InputError(f"The observation of {self.institution} has no series: at least one.")
+        if len(set(names)) < len(names):
+            raise InputError(f"The observation of {self.institution} names a series twice: {', '.join(names)}.")
+        lengths = {len(series.values) for series in self.series}
+        if len(lengths) > 1:
+            raise InputError(f"The series of {self.institution} have different lengths: {sorted(lengths)} days.")
+
+    @property
+    def steps(self) -> int:
+        """Number of days T."""
+        return len(self.series[0].values)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The simulation's outputs that are needed."""
+        return tuple(dict.fromkeys(series.output for series in self.series))
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters of the observation itself (scales and dispersions)."""
+        expressions = [part for series in self.series for part in (series.scale, series.dispersion) if part is not None]
+        leaves = [leaf for part in expressions for leaf in part.leaves() if isinstance(leaf, Parameter)]
+        return tuple({leaf.name: leaf for leaf in leaves}.values())
+
+    def log_likelihood(
+        self, outputs: Mapping[str, Tensor], theta: Mapping[str, Tensor], window: slice = slice(None)
+    ) -> Tensor:
+        """The log-likelihood of all series, differentiable in outputs and parameters.
+
+        Args:
+            outputs: output → [K, T] simulated counts a day.
+            theta: parameter → [K].
+            window: the days that count.
+
+        Returns:
+            [K].
+        """
+        return torch.stack([series.log_likelihood(outputs, theta, window) for series in self.series]).sum(dim=0)
+
+    def predict(
+        self, outputs: Mapping[str, Tensor], theta: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, NDArray[np.float64]]:
+        """Predictive draws: series → [K, T], one reported series for each simulation; repeated by the generator."""
+        return {series.name: series.predict(outputs, theta, generator) for series in self.series}
+
+    def persistence_log_score(self, window: slice) -> float:
+        """The log score of the baseline that carries each series' last week before the window forward."""
+        return sum(series.persistence_log_score(window) for series in self.series)
+
+
+def _no_driver(name: str) -> Tensor:
+    raise InputError(f"An observation depends on the driver {name!r}: only on parameters and numbers.")
+
+
+def _value(part: Expression, theta: Mapping[str, Tensor]) -> Tensor:
+    missing = [leaf.name for leaf in part.leaves() if isinstance(leaf, Parameter) and leaf.name not in theta]
+    if missing:
+        raise InputError(f"The observation needs the parameter {missing[0]!r}: given are {', '.join(theta) or 'none'}.")
+    return part.evaluate(theta, _no_driver).to(torch.float64)
+
+
+def _last_week(past: NDArray[np.float64]) -> float:
+    seen = past[~np.isnan(past)][-_WEEK:]
+    return max(float(seen.mean()), BACKGROUND) if seen.size else float("nan")
+
+
+def _negative_binomial(y: NDArray[np.float64], mean: NDArray[np.float64], dispersion: float) -> float:
+    values = stats.nbinom.logpmf(np.rint(y), 1.0 / dispersion, 1.0 / (1.0 + dispersion * mean))
+    return float(np.nansum(values))
+
+
+def _read_days(
+    path: Path, column: str, start: dt.date, steps: int, date_column: str, where: Mapping[str, str]
+) -> NDArray[np.float64]:
+    if not path.is_file():
+        raise InputError(f"{path} is missing: a csv file with the columns {date_column} and {column}.")
+    with path.open(encoding="utf-8") as file:
+        comments = 0
+        for line in file:
+            if not line.startswith("#"):
+                break
+            comments += 1
+    try:
+        table = pd.read_csv(path, skiprows=comments, dtype=str, keep_default_na=False, skip_blank_lines=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read as a table: a header, then rows of as many cells.") from error
+    table.columns = table.columns.str.strip()
+    for name in (date_column, column, *where):
+        if name not in table.columns:
+            raise InputError(f"{path} has no column {name!r}: it has {', '.join(table.columns)}.")
+    # Line numbers as an editor shows them: the comment, the header, then rows from 1.
+    table.index = pd.RangeIndex(comments + 2, comments + 2 + len(table))
+    for name, text in where.items():
+        table = table[table[name].str.strip() == text]
+    if table.empty:
+        raise InputError(f"{path} has no row where {', '.join(f'{name} is {text}' for name, text in where.items())}.")
+    days = pd.to_datetime(table[date_column].str.strip(), format="%Y-%m-%d", errors="coerce")
+    _refuse_first(days.isna(), path, date_column, "is no date: as 2020-03-01")
+    step = days.diff().dt.days
+    _refuse_first(step.notna() & (step != 1), path, date_column, "is not the day after the row before: every day once")
+    cells = table[column].str.strip()
+    blank = cells.str.lower().isin(["", "na", "nan"])
+    counts = pd.to_numeric(cells.mask(blank), errors="coerce").astype(np.float64)
+    _refuse_first(counts.isna() & ~blank, path, column, "is no number: a count from 0, or empty where missing")
+    _refuse_first((counts < 0) | np.isinf(counts), path, column, "is below 0 or infinite: a count from 0, or empty")
+    first, last = pd.Timestamp(start), pd.Timestamp(start) + pd.Timedelta(days=steps - 1)
+    if days.iloc[0] > first or days.iloc[-1] < last:
+        raise InputError(
+            f"{path} holds {days.iloc[0].date()} to {days.iloc[-1].date()}: "
+            f"the days {first.date()} to {last.date()} are needed.",
+            "Give those rows (an empty cell is a missing day), or change the start or the number of days.",
+        )
+    return np.asarray(
+        counts[((days >= first) & (days <= last)).to_numpy()].to_numpy(dtype=np.float64), dtype=np.float64
+    )
+
+
+def _refuse_first(bad: pd.Series[bool], path: Path, column: str, why: str) -> None:
+    if bad.any():
+        raise InputError(f"{path}, line {bad.idxmax()}, column {column}: the cell {why}.")
