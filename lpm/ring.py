@@ -28,7 +28,8 @@ def encode(values: ArrayLike, bits: int = FRACTION_BITS) -> NDArray[np.int64]:
     Raises:
         InputError: for NaN, an infinity, or a word outside [-2^63, 2^63).
     """
-    scaled = np.rint(np.ldexp(np.asarray(values, dtype=np.float64), bits))
+    with np.errstate(over="ignore"):  # an overflow becomes an infinity, which is refused below
+        scaled = np.rint(np.ldexp(np.asarray(values, dtype=np.float64), bits))
     # The comparison is false for NaN, so a single test refuses all three.
     if not np.all((scaled >= -_LIMIT) & (scaled < _LIMIT)):
         raise InputError(f"A value can't be a word of 64 bits with {bits} fraction bits: it is not finite or too large.")

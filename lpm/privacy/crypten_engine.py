@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from lpm.errors import InputError, LpmError
 from lpm.privacy.masks import zero_share, zero_share_xor
 from lpm.privacy.sealing import SealedRounds, SessionKeys
-from lpm.privacy.secure_sum import Channel, Flags, Header, Opening, Round, SecureSum
+from lpm.privacy.secure_sum import Channel, Flags, Header, Opening, Round, SecureSum, require_enough
 from lpm.ring import words_to_bytes
 
 __all__ = ["CrypTenSum", "load_crypten"]
@@ -113,8 +114,10 @@ def load_crypten() -> Any:  # noqa: ANN401 - CrypTen has no types
         registry.__dict__["_registry"] = {}
         sys.modules["torch.onnx.symbolic_registry"] = registry
     try:
-        import crypten.communicator
-        from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its syntax, when it is first compiled; nothing a user can act on
+            import crypten.communicator
+            from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor
     except ModuleNotFoundError as missing:
         raise LpmError(
             f"The engine crypten can't be loaded: {missing.name} is not installed.",
@@ -155,11 +158,7 @@ class CrypTenSum(SecureSum):
     """
 
     def __init__(self, keys: SessionKeys, channel: Channel) -> None:
-        if keys.parties < 3:
-            raise InputError(
-                f"A secure sum of {keys.parties} parties hides nothing: at least 3.",
-                "The sum of two parties tells each the other's part.",
-            )
+        require_enough(keys.parties)
         self.parties = keys.parties
         self.me = keys.me
         self._keys = keys
@@ -173,7 +172,7 @@ class CrypTenSum(SecureSum):
         """See `SecureSum.open_to_parties`."""
         scope = _Scope(self._keys, self._rounds, self._rounds.begin(round, Opening.PARTIES, flags))
         with _within(scope):
-            return self._share(words, flags).reveal().numpy()
+            return self._share(words, flags).reveal().numpy().reshape(words.shape)
 
     def open_to_coordinator(self, round: Round, words: NDArray[np.int64], flags: Flags) -> None:
         """See `SecureSum.open_to_coordinator`."""

@@ -17,7 +17,7 @@ from lpm.privacy import make_engine
 from lpm.privacy.composition import Composed, RoundComposer
 from lpm.privacy.masks import agree
 from lpm.privacy.sealing import SessionKeys
-from lpm.privacy.secure_sum import Channel, Header, Opening, Parcel, Round, SecureSum
+from lpm.privacy.secure_sum import Channel, Header, Opening, Parcel, Round, SecureSum, require_enough
 
 __all__ = ["MemoryHub", "in_memory_sums", "session_keys"]
 
@@ -139,7 +139,11 @@ def in_memory_sums(parties: int, engine: str = "crypten") -> tuple[MemoryHub, li
 
     Returns:
         The hub, which keeps what is opened to the coordinator, and each party's secure sum.
+
+    Raises:
+        InputError: for fewer than three parties.
     """
+    require_enough(parties)
     hub = MemoryHub(parties)
     return hub, [
         make_engine(engine, keys, channel)

@@ -17,11 +17,31 @@ from numpy.typing import NDArray
 
 from lpm.errors import InputError
 
-__all__ = ["Channel", "Flags", "Header", "Opening", "Parcel", "Round", "SecureSum"]
+__all__ = ["MINIMUM_PARTIES", "Channel", "Flags", "Header", "Opening", "Parcel", "Round", "SecureSum", "require_enough"]
 
 _ROUND = struct.Struct("<QqI32sB")
 _TENSOR_BYTES = 64
 _ABORT_CHARACTERS = 200
+
+
+MINIMUM_PARTIES = 3
+"""A sum over two parties tells each the other's part."""
+
+
+def require_enough(parties: int) -> None:
+    """Refuse a sum over too few parties.
+
+    Args:
+        parties: how many there are.
+
+    Raises:
+        InputError: for fewer than three.
+    """
+    if parties < MINIMUM_PARTIES:
+        raise InputError(
+            f"A secure sum of {parties} parties hides nothing: at least {MINIMUM_PARTIES}.",
+            "The sum of two parties tells each the other's part.",
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lpm.privacy import require_engine
 from lpm.privacy.composition import Composed, RoundComposer
 from lpm.privacy.masks import agree
 from lpm.privacy.sealing import SessionKeys
-from lpm.privacy.secure_sum import Round
+from lpm.privacy.secure_sum import MINIMUM_PARTIES, Round
 from lpm.protocol.identity import COORDINATOR, Identity, require_party_name, verify_certificate, verify_signature
 from lpm.protocol.manifest import Entry, Manifest, Terms, hello_message
 from lpm.protocol.messages import (
@@ -43,11 +43,7 @@ from lpm.protocol.messages import (
     decode,
 )
 
-__all__ = ["MINIMUM_PARTIES", "CoordinatorMachine", "PartyMachine", "Phase", "require_roster"]
-
-MINIMUM_PARTIES = 3
-"""A sum over two parties tells each the other's part."""
-
+__all__ = ["CoordinatorMachine", "PartyMachine", "Phase", "require_roster"]
 
 class Phase(enum.Enum):
     """Where a session stands."""
