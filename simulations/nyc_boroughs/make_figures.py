@@ -129,6 +129,11 @@ SOURCES: Mapping[str, Source] = {
         "https://github.com/nychealth/coronavirus-data",
         "New York City government public data, credit DOHMH",
     ),
+    "nyc_covid/deaths_confirmed_probable_daily_2020.csv": Source(
+        "New York City Department of Health and Mental Hygiene, deaths by day, confirmed and probable",
+        "https://github.com/nychealth/coronavirus-data",
+        "New York City government public data, credit DOHMH",
+    ),
     "policy/nyc_interventions.csv": Source(
         "dates compiled from the Opportunity Insights policy milestones and public timelines",
         "https://github.com/OpportunityInsights/EconomicTracker",
@@ -256,8 +261,9 @@ def work(folder: Path, out: Path) -> tuple[NDArray[np.float64], NDArray[np.float
     Returns:
         Workers [home, work (five boroughs, then outside)] and the share of jobs [borough, stratum].
     """
-    flows, jobs_file = "population/commute_flows_borough_acs2011_2015.csv", (
-        "population/employment_by_industry_borough_qcew_2017.csv"
+    flows, jobs_file = (
+        "population/commute_flows_borough_acs2011_2015.csv",
+        ("population/employment_by_industry_borough_qcew_2017.csv"),
     )
     keys = list(INSTITUTIONS)
     slug = {borough: key for key, (borough, _) in INSTITUTIONS.items()} | {"outside NYC": "outside"}
@@ -428,7 +434,7 @@ def drivers(folder: Path, out: Path) -> None:
 
 
 def observed(folder: Path, out: Path) -> None:
-    """Tables `observed_<institution>.csv`: each institution's own series, the stand-in for its private file."""
+    """Tables `observed_<institution>.csv`, the stand-in for each institution's private file, and `deaths.csv`."""
     name = "nyc_covid/daily_by_borough.csv"
     rows = read(folder, name)
     for key, (borough, _) in INSTITUTIONS.items():
@@ -445,6 +451,19 @@ def observed(folder: Path, out: Path) -> None:
             columns=("date", "admissions", "deaths"),
             rows=[(r["date"], r["hospitalized"], r["deaths"]) for r in own],
         )
+
+    name = "nyc_covid/deaths_confirmed_probable_daily_2020.csv"
+    rows = [r for r in read(folder, name) if r["date"] <= "2020-06-30"]
+    write(
+        out,
+        "deaths.csv",
+        what="Deaths in New York City up to 2020-06-30, with a positive test or without one (mostly outside hospital). "
+        "Unit: people.",
+        sources=[name],
+        changes="added up over days.",
+        columns=("kind", "deaths"),
+        rows=[(kind, sum(int(r[f"deaths_{kind}"] or 0) for r in rows)) for kind in ("confirmed", "probable")],
+    )
 
 
 def merge(expected: NDArray[np.float64]) -> list[int]:
@@ -472,9 +491,7 @@ def merge(expected: NDArray[np.float64]) -> list[int]:
     return [next(i for i, g in enumerate(groups) if c in g) for c in range(expected.shape[1])]
 
 
-def groups(
-    out: Path, population: NDArray[np.float64], workers: NDArray[np.float64], jobs: NDArray[np.float64]
-) -> None:
+def groups(out: Path, population: NDArray[np.float64], workers: NDArray[np.float64], jobs: NDArray[np.float64]) -> None:
     """Tables `visits.csv`, `community_cells.csv` and `work_strata.csv`: the shared groups and who is in them."""
     keys = list(INSTITUTIONS)
     agents_per_person = REFERENCE_AGENTS / population.sum()
