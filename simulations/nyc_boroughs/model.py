@@ -471,14 +471,15 @@ def observation(scenario: Scenario, institution: str, data: Path | None) -> Obse
     Args:
         scenario: dates, parameters.
         institution: its name.
-        data: its own folder with `daily.csv` (date, admissions, deaths); the public stand-in in `figures/` if None.
+        data: a folder with its own `<institution>.csv` (date, admissions, deaths), or else with the city's public
+            `nyc_covid/daily_by_borough.csv`; the stand-in in `figures/` if None.
 
     Raises:
         InputError: for a gap, a date twice, or a cell that is no count: naming the file, the column and the line, never
             the cell.
     """
     f = figures()
-    path = FIGURES / f"observed_{institution}.csv" if data is None else Path(data) / "daily.csv"
+    path, columns, where = _series_of(institution, data)
     late = REGISTRATION[institution]
     turn = f.days["symptomatic_to_severe"]
     in_hospital = delay(turn, f.days["severe_to_critical"], f.days["critical_to_death"], late=late)
@@ -490,9 +491,11 @@ def observation(scenario: Scenario, institution: str, data: Path | None) -> Obse
     for name, scale in (("admissions", "admission_scale"), ("deaths", "fatality_scale")):
         whole = CountSeries.from_csv(
             path,
-            name,
+            columns[name],
             scenario.start,
             scenario.steps,
+            name=name,
+            where=where,
             output=f"{name}/{institution}",
             scale=scenario.parameter(scale),
             dispersion=scenario.parameter("dispersion"),
@@ -501,3 +504,13 @@ def observation(scenario: Scenario, institution: str, data: Path | None) -> Obse
         seen = np.where(np.arange(scenario.steps) < BURN_IN, math.nan, whole.values)
         series.append(dataclasses.replace(whole, values=seen))
     return Observation(institution, scenario.start, series)
+
+
+def _series_of(institution: str, data: Path | None) -> tuple[Path, dict[str, str], dict[str, str]]:
+    """File of an institution's series, series → column, and column → text of the rows that are its own."""
+    own = FIGURES / f"observed_{institution}.csv" if data is None else data / f"{institution}.csv"
+    city = None if data is None else data / "nyc_covid" / "daily_by_borough.csv"
+    if city is not None and city.is_file() and not own.is_file():
+        borough = institution.replace("_", " ").title()
+        return city, {"admissions": "hospitalized", "deaths": "deaths"}, {"area": borough}
+    return own, {"admissions": "admissions", "deaths": "deaths"}, {}

@@ -145,12 +145,12 @@ def observation(scenario: Scenario, institution: str, data: Path | None) -> Obse
     Args:
         scenario: dates, parameters.
         institution: its name.
-        data: its own folder with `daily.csv` (date, cases); the synthetic series in `figures/` if None.
+        data: a folder with its own `<institution>.csv` (date, cases); the synthetic series in `figures/` if None.
 
     Raises:
         InputError: for a gap, a date twice, or a cell that is no count.
     """
-    path = FIGURES / f"observed_{institution}.csv" if data is None else Path(data) / "daily.csv"
+    path = FIGURES / f"observed_{institution}.csv" if data is None else data / f"{institution}.csv"
     series = CountSeries.from_csv(
         path,
         "cases",
