@@ -12,10 +12,12 @@ its checkpoint without storing noise.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["philox", "uniform_words"]
+__all__ = ["derive", "philox", "uniform_words"]
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -69,3 +71,14 @@ def uniform_words(
     counter[2] = step + 1
     counter[3] = protocol << 16 | block
     return philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
+
+
+def derive(seed: int, *path: int | str) -> int:
+    """A 64-bit seed for a branch of what a seed governs, such as one trajectory of a calibration.
+
+    Args:
+        seed: the root.
+        path: labels; different paths give unrelated seeds.
+    """
+    text = "/".join(["lpm/seed/v1", str(seed), *map(str, path)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

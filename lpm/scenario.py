@@ -159,9 +159,10 @@ class Scenario:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the public part (not of where it lies), as hex."""
+        """SHA-256 of what all sides must agree on, as hex: the public part, but for where it lies and what the
+        coordinator decides alone (how long and by which estimator it calibrates)."""
         public = dataclasses.asdict(self)
-        del public["folder"]
+        del public["folder"], public["calibration"], public["gradient"]["estimator"]
         return hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode()).hexdigest()
 
     def with_options(self, *, steps: int | None = None, agents: int | None = None, iterations: int | None = None,
@@ -179,6 +180,8 @@ class Scenario:
         names = {each.parameter.name for each in self.declared}
         wanted: dict[str, str] = dict(settings or {})
         require_known(wanted, names | dotted | set(plain), f"the scenario {self.name}")
+        if steps is None and "scenario.steps" in wanted:
+            steps = _whole("scenario.steps", wanted.pop("scenario.steps"))
         declared = list(self.declared)
         for key, text in wanted.items():
             if key in names:

@@ -62,13 +62,13 @@ class Keeper:
 
     Attributes:
         every: steps between two checkpoints; 0 for none.
-        save: receives name → array.
+        save: receives the state by name: arrays and plain values.
         found: a checkpoint to go on from.
     """
 
     every: int = 0
-    save: Callable[[dict[str, NDArray[Any]]], None] = lambda arrays: None
-    found: Mapping[str, NDArray[Any]] | None = None
+    save: Callable[[dict[str, Any]], object] = lambda state: None
+    found: Mapping[str, Any] | None = None
 
 
 def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Executor:
@@ -270,9 +270,8 @@ def run(
     if keeper.found is not None:
         first = int(keeper.found["step"])
         words[:first] = keeper.found["words"]
-        rounds.digest = keeper.found["digest"].tobytes()
-        names, bits = keeper.found["exponent_names"].tolist(), keeper.found["exponent_bits"].tolist()
-        rounds.exponents.bits = dict(zip(names, bits, strict=True))
+        rounds.digest = bytes(keeper.found["digest"])
+        rounds.exponents.bits = dict(keeper.found["exponents"])
         worker.restore(keeper.found)
     else:
         worker.start()
@@ -280,12 +279,8 @@ def run(
         records = worker.step(t)
         words[t], _ = model.read(records)
         if keeper.every and (t + 1) % keeper.every == 0 and t + 1 < steps:
-            bits = rounds.exponents.export()
-            keeper.save({
-                "step": np.array(t + 1), "words": words[: t + 1], "digest": np.frombuffer(rounds.digest, dtype=np.uint8),
-                "exponent_names": np.array(list(bits), dtype=np.str_), "exponent_bits": np.array(list(bits.values()), dtype=np.int64),
-                **worker.snapshot(),
-            })
+            keeper.save({"step": t + 1, "words": words[: t + 1], "digest": rounds.digest,
+                         "exponents": rounds.exponents.export(), **worker.snapshot()})
         if progress is not None:
             progress(t + 1, steps)
     result = worker.finish(words, cotangent)
@@ -321,7 +316,7 @@ class _Plain:
     def snapshot(self) -> dict[str, NDArray[Any]]:
         return {f"carry:{key}": value.numpy() for key, value in self.carry.items()}
 
-    def restore(self, found: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, found: Mapping[str, Any]) -> None:
         self.carry = {key[6:]: torch.from_numpy(value.copy()) for key, value in found.items() if key.startswith("carry:")}
 
     def finish(self, words: NDArray[np.int64], cotangent: object) -> dict[str, Any]:
@@ -374,7 +369,7 @@ class _Forward(_Plain):
         return super().snapshot() | {f"tangent:{key}": value.numpy() for key, value in self.tangents.items()} | {
             "recorded": torch.stack(self.recorded).numpy()}
 
-    def restore(self, found: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, found: Mapping[str, Any]) -> None:
         super().restore(found)
         self.tangents = {key[8:]: torch.from_numpy(v.copy()) for key, v in found.items() if key.startswith("tangent:")}
         self.recorded = list(torch.from_numpy(found["recorded"].copy()))
@@ -408,7 +403,7 @@ class _Reverse(_Plain):
                 for part, arrays in zip(("carry", "sums"), both, strict=True) for key, value in arrays.items()}
         return super().snapshot() | kept
 
-    def restore(self, found: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, found: Mapping[str, Any]) -> None:
         super().restore(found)
         self.kept = [({}, {}) for _ in range(int(found["step"]))]
         for name, value in found.items():

@@ -31,18 +31,21 @@ class FederatedWorld:
         self.disclosure = disclosure
         self.rescaled: list[tuple[int, str, int]] = []
         self._trajectory = 0
-        self._parameters = b""
+        self._task = b"\0" * 32
         self._attempts: dict[tuple[int, str, int], int] = {}
 
+    def take(self, trajectory: int, task: bytes) -> None:
+        """From here on, rounds belong to a task of the session: its number and its hash, parameters included."""
+        self._trajectory, self._task = trajectory, task
+
     def begin(self, trajectory: int, parameters: bytes) -> None:
-        """See `World.begin`."""
-        self._trajectory, self._parameters = trajectory, parameters
+        """See `World.begin`; the task's hash, which the coordinator knows too, stands for the parameters."""
 
     def _round(self, tensor: str, step: int) -> Round:
         address = (self._trajectory, tensor, step)
         attempt = self._attempts.get(address, 0)
         self._attempts[address] = attempt + 1
-        return Round(trajectory=self._trajectory, step=step, tensor=tensor, attempt=attempt, parameters=self._parameters)
+        return Round(trajectory=self._trajectory, step=step, tensor=tensor, attempt=attempt, parameters=self._task)
 
     def add(self, tensor: str, step: int, words: NDArray[np.int64], *, digest: bytes, rescale: bool) -> NDArray[np.int64]:
         """See `World.add`."""

@@ -1,0 +1,81 @@
+"""One session of one institution: join, do the coordinator's tasks on one's own people, leave."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from clients.config import ClientConfig, own_folder
+from clients.shard import Shard
+from clients.streams import join
+from lpm.checkpoint import CheckpointStore
+from lpm.errors import InputError
+from lpm.protocol.manifest import Manifest
+from lpm.results import peak_memory_mb
+from lpm.scenario import Scenario, load
+from lpm.worlds.federated import FederatedWorld
+from lpm.worlds.world import Disclosure
+
+__all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
+
+
+def serve(config: ClientConfig) -> dict[str, Any]:
+    """Take part in one session until the coordinator ends it.
+
+    Args:
+        config: the institution's own.
+
+    Returns:
+        party, tasks done, rounds, seconds, peak_memory_mb.
+
+    Raises:
+        LpmError: as `clients.streams.join` and the session raise; nothing private is in any message.
+    """
+    began = time.monotonic()
+    # One thread per party: on one machine the parties share the cores, and sums must not depend on a thread count.
+    torch.set_num_threads(1)
+    scenario = load(config.scenario).with_options(agents=config.agents, settings=config.settings)
+    key = (own_folder(config.keys, config.party) / "storage.key").read_bytes()
+    # The coordinator's terms say how long the run is and whether it calibrates; they are checked before signing.
+    session = join(config, scenario.hash, check=lambda manifest: _require_terms(manifest, scenario))
+    with session:
+        disclosure = None if config.unsafe else Disclosure(scenario.minimum_people, scenario.minimum_institutions)
+        world = FederatedWorld(session.secure_sum, disclosure)
+        shard = Shard(scenario, config.institutions, seed=_seed(config, key), folder=config.folder, key=key, data=config.data,
+                      every=config.checkpoint_every or 0, calibrates=session.manifest.terms.gradient != "none")
+        done = 0
+        for task in session.tasks():
+            session.done(task, shard.perform(task, world, consents=config.release_fit))
+            done += 1
+    return {"party": config.party, "tasks": done, "rounds": session.rounds, "rescaled": len(world.rescaled),
+            "seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb(), "pid": os.getpid()}
+
+
+def _require_terms(manifest: Manifest, scenario: Scenario) -> None:
+    terms = manifest.terms
+    for what, theirs, own in (("scenario", terms.scenario, scenario.name), ("steps", terms.steps, scenario.steps),
+                              ("agents", terms.agents, scenario.agents), ("outputs", terms.outputs, tuple(scenario.outputs))):
+        if theirs != own:
+            raise InputError(f"The manifest's {what} is {theirs}, this installation's is {own}.",
+                             "Start both sides with the same scenario and flags.")
+
+
+def _seed(config: ClientConfig, key: bytes) -> int:
+    """The public test seed if one is given, else the party's own secret one, which a resumed run finds again."""
+    if config.seed is not None:
+        return config.seed
+    store = CheckpointStore(config.folder / "seed", key, "seed")
+    kept = store.latest()
+    if kept is not None:
+        return int(np.asarray(kept.content["seed"]).astype(np.uint64)[0])
+    seed = secrets.randbits(64)
+    store.save({"seed": np.array([seed], dtype=np.uint64)}, 0)
+    return seed

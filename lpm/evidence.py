@@ -1,0 +1,166 @@
+"""What a shard's own series say about the parameters: its loss, its share of the gradient, its forecasts.
+
+A shard is all there is in the Local world and one party in a federation; either way losses and gradients of shards add
+up, and nothing else is needed to calibrate. With x the shard's outputs, its share is (∂ℓ/∂x)·ẋ + ∂ℓ/∂θ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lpm.errors import InputError
+from lpm.estimators import evaluate
+from lpm.flame.model import Model
+from lpm.observation import Observation
+from lpm.parameters import Parameter
+from lpm.rng import derive
+from lpm.simulation import Keeper
+from lpm.worlds.world import World
+
+__all__ = ["QUANTILES", "Evidence", "Forecast"]
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of released bands: the 50 % and the 90 % band, and the median."""
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """A shard's forecasts against its own series; private, but for `score` (added up) and what it consents to release.
+
+    Attributes:
+        score: log score of the held-out days of the forecast, of persistence, and the number of observations [3].
+        bands: (institution, series) → quantiles [5, T].
+    """
+
+    score: NDArray[np.float64]
+    bands: dict[tuple[str, str], NDArray[np.float64]]
+
+
+class Evidence:
+    """One shard's model and series.
+
+    Args:
+        model: the shard's people.
+        observations: of the shard's institutions.
+        parameters: all that are calibrated, in the order of θ's columns: the model's, and those of the observations.
+        steps: T.
+        held_out: last steps that are scored but not fitted.
+        seed: of the shard; each trajectory uses a seed derived from it.
+        step: of finite differences, relative.
+
+    Raises:
+        InputError: if a series compares with an output that the model doesn't record.
+    """
+
+    def __init__(self, model: Model, observations: Sequence[Observation], *, parameters: Sequence[Parameter], steps: int,
+                 held_out: int, seed: int, step: float = 0.02) -> None:
+        self.model, self.observations, self.seed = model, tuple(observations), seed
+        self.steps, self.held_out, self.step = steps, held_out, step
+        self.names = tuple(parameter.name for parameter in parameters)
+        self.columns = [self.names.index(parameter.name) for parameter in model.parameters]
+        recorded = list(model.recorded)
+        for observation in self.observations:
+            for series in observation.series:
+                if series.output not in recorded:
+                    raise InputError(f"The series {series.name} compares with {series.output}, which the model does not record.")
+        self.used = sorted({recorded.index(series.output) for each in self.observations for series in each.series})
+        self.fitted = slice(0, steps - held_out)
+
+    def _run(self, theta: NDArray[np.float64], trajectory: int, world: World | None, estimator: str,
+             **more: Any) -> Any:  # noqa: ANN401 (Evaluation)
+        return evaluate(self.model, np.ascontiguousarray(theta[:, self.columns]), estimator=estimator,
+                        steps=self.steps, seed=derive(self.seed, "trajectory", trajectory), world=world,
+                        step=self.step, trajectory=trajectory, **more)
+
+    def _series(self, outputs: Tensor, theta: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        recorded = list(self.model.recorded)
+        # [T, O, K] → name → [K, T]
+        by_name = {recorded[k]: outputs[:, position].T for position, k in enumerate(self.used)}
+        return by_name, {name: theta[:, k] for k, name in enumerate(self.names)}
+
+    def _loss(self, outputs: NDArray[np.float64], theta: NDArray[np.float64]) -> tuple[
+            NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Loss [K], its derivative by the used outputs [T, O, K] and, directly, by θ [K, P]."""
+        x = torch.tensor(outputs[:, self.used], dtype=torch.float64, requires_grad=True)
+        t = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
+        by_name, values = self._series(x, t)
+        loss = torch.zeros(theta.shape[0], dtype=torch.float64)
+        for observation in self.observations:
+            loss = loss - observation.log_likelihood(by_name, values, self.fitted)
+        by_x, by_t = torch.autograd.grad(loss.sum(), (x, t), allow_unused=True)
+        return (loss.detach().numpy(), np.zeros(x.shape) if by_x is None else by_x.numpy(),
+                np.zeros(t.shape) if by_t is None else by_t.numpy())
+
+    def evaluate(self, theta: NDArray[np.float64], trajectory: int, *, estimator: str, mode: str = "forward",
+                 world: World | None = None, keeper: Keeper | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """This shard's negative log-likelihood and its share of the gradient.
+
+        Args:
+            theta: [K, P], in the scenario's order.
+            trajectory: number of the run.
+            estimator: "fd", "tangent" or "none" (gradient 0).
+            mode: "forward" or "reverse".
+            world: who adds up.
+            keeper: checkpoints of the trajectory.
+
+        Returns:
+            loss [K] and gradient [K, P]; the whole population's are the sums over shards.
+        """
+        gradient = np.zeros(theta.shape)
+        if mode == "reverse":
+            seen: dict[str, Any] = {}
+
+            def cotangent(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+                seen["loss"], by_x, seen["direct"] = self._loss(outputs, theta)
+                full = np.zeros((1, *outputs.shape))
+                full[0][:, self.used] = by_x
+                return full
+
+            run = self._run(theta, trajectory, world, estimator, mode="reverse", cotangent=cotangent, keeper=keeper)
+            gradient[:, self.columns] = run.gradient[0]
+            return seen["loss"], gradient + seen["direct"]
+        run = self._run(theta, trajectory, world, estimator, keeper=keeper)
+        loss, by_x, direct = self._loss(run.outputs, theta)
+        if run.derivative is not None:
+            gradient[:, self.columns] = np.einsum("tok,tokp->kp", by_x, run.derivative[:, self.used])
+        return loss, gradient + direct
+
+    def forecast(self, theta: NDArray[np.float64], trajectory: int, *, world: World | None = None) -> Forecast:
+        """Forecasts of the shard's own series by many draws.
+
+        Args:
+            theta: [M, P].
+            trajectory: number of the run.
+            world: who adds up.
+        """
+        run = self._run(theta, trajectory, world, "none")
+        by_name, values = self._series(torch.from_numpy(run.outputs[:, self.used]), torch.from_numpy(theta))
+        score = np.zeros(3)
+        bands: dict[tuple[str, str], NDArray[np.float64]] = {}
+        generator = torch.Generator().manual_seed(derive(self.seed, "forecast", trajectory) >> 1)
+        held = range(self.steps - self.held_out, self.steps)
+        for observation in self.observations:
+            for day in held:
+                each = observation.log_likelihood(by_name, values, slice(day, day + 1))
+                score[0] += float(torch.logsumexp(each, dim=0)) - np.log(theta.shape[0])
+            if self.held_out:
+                score[1] += observation.persistence_log_score(slice(held.start, held.stop))
+            score[2] += sum(int(np.isfinite(np.asarray(s.values)[held.start : held.stop]).sum()) for s in observation.series)
+            for name, drawn in observation.predict(by_name, values, generator).items():
+                bands[observation.institution, name] = np.quantile(np.asarray(drawn), QUANTILES, axis=0)
+        return Forecast(score, bands)
+
+    def words(self, theta: NDArray[np.float64], trajectory: int, *, world: World | None = None, seed: int | None = None,
+              keeper: Keeper | None = None) -> NDArray[np.int64]:
+        """The public outputs of this shard, exact [T, O, K]."""
+        run = evaluate(self.model, np.ascontiguousarray(theta[:, self.columns]), estimator="none", steps=self.steps,
+                       seed=derive(self.seed, "trajectory", trajectory) if seed is None else seed, world=world,
+                       trajectory=trajectory, keeper=keeper)
+        return run.words[:, : len(self.model.outputs)]
