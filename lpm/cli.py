@@ -61,7 +61,7 @@ class _Commands(TyperGroup):
             raise _interrupted() from None
 
 
-class _Number(click.ParamType):
+class _Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A number that is refused with what would be accepted."""
 
     def __init__(self, lowest: int = 0, whole: bool = True) -> None:

@@ -92,7 +92,7 @@ class Run:
                 "command": jsonable(command),
                 "scenario": {"name": scenario},
                 "versions": versions(),
-                "platform": {"system": platform.platform(), "cpus": os.cpu_count()},
+                "platform": {"system": f"{platform.system()} {platform.machine()}", "cpus": os.cpu_count()},
                 "started": _now(),
             }
         )

@@ -1,0 +1,13 @@
+"""The figures of a run and its page, `report.html`, which stands alone."""
+
+from lpm.report.material import (
+    Fact,
+    Fit,
+    Material,
+    Score,
+    summarise_outputs,
+    summarise_parameters,
+)
+from lpm.report.page import write_report
+
+__all__ = ["Fact", "Fit", "Material", "Score", "summarise_outputs", "summarise_parameters", "write_report"]
