@@ -49,23 +49,44 @@ def serve(config: ClientConfig) -> dict[str, Any]:
     with session:
         disclosure = None if config.unsafe else Disclosure(scenario.minimum_people, scenario.minimum_institutions)
         world = FederatedWorld(session.secure_sum, disclosure)
-        shard = Shard(scenario, config.institutions, seed=_seed(config, key), folder=config.folder, key=key, data=config.data,
-                      every=config.checkpoint_every or 0, calibrates=session.manifest.terms.gradient != "none")
+        shard = Shard(
+            scenario,
+            config.institutions,
+            seed=_seed(config, key),
+            folder=config.folder,
+            key=key,
+            data=config.data,
+            every=config.checkpoint_every or 0,
+            calibrates=session.manifest.terms.gradient != "none",
+        )
         done = 0
         for task in session.tasks():
             session.done(task, shard.perform(task, world, consents=config.release_fit))
             done += 1
-    return {"party": config.party, "tasks": done, "rounds": session.rounds, "rescaled": len(world.rescaled),
-            "seconds": time.monotonic() - began, "peak_memory_mb": peak_memory_mb(), "pid": os.getpid()}
+    return {
+        "party": config.party,
+        "tasks": done,
+        "rounds": session.rounds,
+        "rescaled": len(world.rescaled),
+        "seconds": time.monotonic() - began,
+        "peak_memory_mb": peak_memory_mb(),
+        "pid": os.getpid(),
+    }
 
 
 def _require_terms(manifest: Manifest, scenario: Scenario) -> None:
     terms = manifest.terms
-    for what, theirs, own in (("scenario", terms.scenario, scenario.name), ("steps", terms.steps, scenario.steps),
-                              ("agents", terms.agents, scenario.agents), ("outputs", terms.outputs, tuple(scenario.outputs))):
+    for what, theirs, own in (
+        ("scenario", terms.scenario, scenario.name),
+        ("steps", terms.steps, scenario.steps),
+        ("agents", terms.agents, scenario.agents),
+        ("outputs", terms.outputs, tuple(scenario.outputs)),
+    ):
         if theirs != own:
-            raise InputError(f"The manifest's {what} is {theirs}, this installation's is {own}.",
-                             "Start both sides with the same scenario and flags.")
+            raise InputError(
+                f"The manifest's {what} is {theirs}, this installation's is {own}.",
+                "Start both sides with the same scenario and flags.",
+            )
 
 
 def _seed(config: ClientConfig, key: bytes) -> int:

@@ -41,14 +41,33 @@ class Shard:
         every: steps between two checkpoints of a trajectory; 0 for none.
     """
 
-    def __init__(self, scenario: Scenario, institutions: Sequence[str], *, seed: int, folder: Path, key: bytes,
-                 data: Path | None, every: int, calibrates: bool) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        institutions: Sequence[str],
+        *,
+        seed: int,
+        folder: Path,
+        key: bytes,
+        data: Path | None,
+        every: int,
+        calibrates: bool,
+    ) -> None:
         self.scenario, self.seed, self.folder, self.every = scenario, seed, folder, every
         self._key = key
         model = scenario.build(institutions, seed=0)
-        self.observations: list[Observation] = [scenario.observation(name, data) for name in institutions] if calibrates else []
-        self.evidence = Evidence(model, self.observations, parameters=scenario.parameters, steps=scenario.steps,
-                                 held_out=scenario.held_out, seed=seed, step=scenario.gradient.step)
+        self.observations: list[Observation] = (
+            [scenario.observation(name, data) for name in institutions] if calibrates else []
+        )
+        self.evidence = Evidence(
+            model,
+            self.observations,
+            parameters=scenario.parameters,
+            steps=scenario.steps,
+            held_out=scenario.held_out,
+            seed=seed,
+            step=scenario.gradient.step,
+        )
 
     def perform(self, task: Task, world: FederatedWorld, *, consents: bool) -> Release | None:
         """Do a task; what it opens goes through the world.
@@ -68,13 +87,19 @@ class Shard:
                 parameter.require(float(value))
         if task.kind == "simulate":
             keeper = self._keeper(task, world)
-            words = self.evidence.words(theta, task.trajectory, world=world, keeper=keeper,
-                                        seed=self.seed if task.options.get("plain") else None)
+            words = self.evidence.words(
+                theta,
+                task.trajectory,
+                world=world,
+                keeper=keeper,
+                seed=self.seed if task.options.get("plain") else None,
+            )
             world.tell_coordinator("outputs", words.reshape(-1))
             self._forget(task)
         elif task.kind == "evaluate":
-            loss, gradient = self.evidence.evaluate(theta, task.trajectory, estimator=task.gradient, world=world,
-                                                    keeper=self._keeper(task, world))
+            loss, gradient = self.evidence.evaluate(
+                theta, task.trajectory, estimator=task.gradient, world=world, keeper=self._keeper(task, world)
+            )
             bits = self.scenario.federation.fraction_bits
             world.tell_coordinator("loss", _finite_words(loss, bits))
             world.tell_coordinator("gradient", _finite_words(gradient, bits).reshape(-1))
@@ -91,8 +116,12 @@ class Shard:
         for observation in self.observations:
             for series in observation.series:
                 name = f"{observation.institution}/{series.name}"
-                tables[name] = np.vstack([np.asarray(series.values, dtype=np.float64)[: self.scenario.steps],
-                                          bands[observation.institution, series.name]])
+                tables[name] = np.vstack(
+                    [
+                        np.asarray(series.values, dtype=np.float64)[: self.scenario.steps],
+                        bands[observation.institution, series.name],
+                    ]
+                )
                 about[name] = {"institution": observation.institution, "series": series.name}
         return Release("fit", tables, about)
 
@@ -125,7 +154,7 @@ class Shard:
 
 
 def _finite_words(values: NDArray[np.float64], bits: int) -> NDArray[np.int64]:
-    """Words for the coordinator; a value that is not finite becomes the largest word's tenth, which marks it as unusable.
+    """Words for the coordinator; a value that is not finite becomes the largest word's tenth, a mark.
 
     Its sum over parties can't be mistaken for a real loss, and the calibration drops the draw.
     """

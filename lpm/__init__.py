@@ -57,14 +57,38 @@ _PLACES = {
     "simulate": "lpm.local",
 }
 
-__all__ = [  # noqa: PLE0604, RUF022 - the façade, in the order of _PLACES
-    "Attribute", "Change", "Contagion", "Dynamics", "Edges", "Event", "Groups", "Learned", "LpmError", "Model", "Parameter",
-    "Population", "Protocol", "Series", "above", "audit_gradients", "calibrate", "count", "driver", "flow", "leave", "load",
-    "on_date", "on_day", "scale", "set_driver", "simulate",
+__all__ = [
+    "Attribute",
+    "Change",
+    "Contagion",
+    "Dynamics",
+    "Edges",
+    "Event",
+    "Groups",
+    "Learned",
+    "LpmError",
+    "Model",
+    "Parameter",
+    "Population",
+    "Protocol",
+    "Series",
+    "above",
+    "audit_gradients",
+    "calibrate",
+    "count",
+    "driver",
+    "flow",
+    "leave",
+    "load",
+    "on_date",
+    "on_day",
+    "scale",
+    "set_driver",
+    "simulate",
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 (PEP 562: whatever the name stands for)
+def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'lpm' has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)

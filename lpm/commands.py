@@ -1,4 +1,4 @@
-"""What the commands do, from options to a summary. The shell (`lpm.cli`) reads flags and shows results, nothing else."""
+"""What the commands do, from options to a summary. The shell (`lpm.cli`) reads flags and shows results."""
 
 from __future__ import annotations
 
@@ -31,14 +31,24 @@ _LOCAL = Fact("One process", "Everybody's people and series are in this process:
 def _scenario(options: Options) -> Scenario:
     if options.scenario is None:
         raise InputError("No scenario is given.", "Name the folder of one, such as simulations/nyc_boroughs.")
-    return load(options.scenario).with_options(steps=options.steps, agents=options.agents, iterations=options.iterations,
-                                               gradient=options.gradient, settings=options.settings)
+    return load(options.scenario).with_options(
+        steps=options.steps,
+        agents=options.agents,
+        iterations=options.iterations,
+        gradient=options.gradient,
+        settings=options.settings,
+    )
 
 
 def _begin(run: Run, options: Options, scenario: Scenario, world: str) -> None:
-    run.update(world=world, seed=options.seed or 0, steps=scenario.steps, agents=scenario.agents,
-               scenario={"name": scenario.name, "hash": scenario.hash, "folder": str(scenario.folder)},
-               parameters=scenario.defaults)
+    run.update(
+        world=world,
+        seed=options.seed or 0,
+        steps=scenario.steps,
+        agents=scenario.agents,
+        scenario={"name": scenario.name, "hash": scenario.hash, "folder": str(scenario.folder)},
+        parameters=scenario.defaults,
+    )
 
 
 def simulate_command(options: Options) -> dict[str, Any]:
@@ -58,22 +68,41 @@ def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str
     gradient = options.gradient or "none"
     theta = np.array([[values[parameter.name] for parameter in model.parameters]])
     seed = options.seed or 0
-    gradient, audit = resolve_estimator(model, theta, gradient, steps=scenario.steps, seed=seed, step=scenario.gradient.step)
+    gradient, audit = resolve_estimator(
+        model, theta, gradient, steps=scenario.steps, seed=seed, step=scenario.gradient.step
+    )
     start = int(found["step"]) if found else 0
     with console.progress("Simulating", scenario.steps, start) as advance:
-        result = simulate(model, values, steps=scenario.steps, seed=seed, gradient=gradient, step=scenario.gradient.step,
-                          keeper=Keeper(options.checkpoint_every or 0, lambda state: store.save(state, state["step"]), found),
-                          progress=lambda done, of: advance())
-    run.update(executor=result.executor, timings={"building_s": built - began, "computing_s": time.monotonic() - built},
-               peak_memory_mb={"lpm": peak_memory_mb()},
-               gradient={"estimator": result.estimator, "reason": audit.reason if audit else "as asked"})
+        result = simulate(
+            model,
+            values,
+            steps=scenario.steps,
+            seed=seed,
+            gradient=gradient,
+            step=scenario.gradient.step,
+            keeper=Keeper(options.checkpoint_every or 0, lambda state: store.save(state, state["step"]), found),
+            progress=lambda done, of: advance(),
+        )
+    run.update(
+        executor=result.executor,
+        timings={"building_s": built - began, "computing_s": time.monotonic() - built},
+        peak_memory_mb={"lpm": peak_memory_mb()},
+        gradient={"estimator": result.estimator, "reason": audit.reason if audit else "as asked"},
+    )
     names = list(scenario.outputs)
     words = result.words[:, : len(names), 0]
     np.save(run.path / "words.npy", words)
     outputs = label_outputs(scenario, decode(words))
     derivative = None if result.gradient is None else result.gradient[names].assign_coords(time=outputs.time)
-    summary = write_simulation(run, scenario, outputs, facts=[_LOCAL], gradient=derivative, values=values,
-                               headline=f"Simulated {scenario.steps} days with {scenario.agents:,} agents in one process.")
+    summary = write_simulation(
+        run,
+        scenario,
+        outputs,
+        facts=[_LOCAL],
+        gradient=derivative,
+        values=values,
+        headline=f"Simulated {scenario.steps} days with {scenario.agents:,} agents in one process.",
+    )
     run.update(status="done")
     return summary
 
@@ -95,12 +124,19 @@ def _calibrate(run: Run, options: Options, scenario: Scenario, found: Mapping[st
     done = 0 if found is None or found["state"] is None else int(found["state"]["iteration"])
     with console.progress("Calibrating", scenario.calibration.iterations, done) as advance:
         study, backend = resumable(
-            evidence, scenario, seed, found, lambda progress: store.save(progress.pack(), progress.step),
+            evidence,
+            scenario,
+            seed,
+            found,
+            lambda progress: store.save(progress.pack(), progress.step),
             lambda record, of: advance(f"loss {record.loss:.1f}"),
-            lambda: options.time_limit is not None and time.monotonic() - began > options.time_limit)
-    run.update(timings={"building_s": built - began, "computing_s": time.monotonic() - built},
-               peak_memory_mb={"lpm": peak_memory_mb()},
-               gradient={"estimator": study.choice.estimator, "reason": study.choice.reason})
+            lambda: options.time_limit is not None and time.monotonic() - began > options.time_limit,
+        )
+    run.update(
+        timings={"building_s": built - began, "computing_s": time.monotonic() - built},
+        peak_memory_mb={"lpm": peak_memory_mb()},
+        gradient={"estimator": study.choice.estimator, "reason": study.choice.reason},
+    )
     fits = _fits(scenario, evidence, backend)
     summary = write_study(run, scenario, study, fits=fits, withheld=[], facts=[_LOCAL], seed=seed)
     run.update(status="done")
@@ -111,9 +147,18 @@ def _fits(scenario: Scenario, evidence: Evidence, backend: LocalBackend) -> list
     dates = np.datetime64(scenario.start, "D") + np.arange(scenario.steps)
     held = scenario.steps - scenario.held_out if scenario.held_out else None
     bands = backend.forecasts["posterior"].bands
-    return [Fit(each.institution, series.name, dates, np.asarray(series.values, dtype=np.float64)[: scenario.steps],
-                bands[each.institution, series.name], held)
-            for each in evidence.observations for series in each.series]
+    return [
+        Fit(
+            each.institution,
+            series.name,
+            dates,
+            np.asarray(series.values, dtype=np.float64)[: scenario.steps],
+            bands[each.institution, series.name],
+            held,
+        )
+        for each in evidence.observations
+        for series in each.series
+    ]
 
 
 def federate_command(options: Options) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Estimators of derivatives behind one argument, `gradient=`: the tangent, finite differences, and none.
 
-`fd` runs each draw at θ ± h with the same random numbers (common random numbers), all lanes in one run; it is right for
-any model and noisy. `tangent` propagates the derivative of the conditional expectation; it has little noise, is right in
-dense mixing and badly wrong where people meet the same few others again and again. `auto` (`lpm.analysis.audit`) decides.
+`fd` runs each draw at θ ± h with the same random numbers (common random numbers), all lanes in one run; it is right
+for any model and noisy. `tangent` propagates the derivative of the conditional expectation; it has little noise, is
+right in dense mixing and badly wrong where people meet the same few others again and again. `auto`
+(`lpm.analysis.audit`) decides.
 """
 
 from __future__ import annotations
@@ -137,8 +138,15 @@ def evaluate(
         raise InputError(f"The mode is {mode!r}: forward or reverse.")
     if mode == "reverse" and estimator != "tangent":
         raise InputError(f"The estimator {estimator} has no reverse mode.", "Use mode=forward, or gradient=tangent.")
-    common: dict[str, Any] = {"steps": steps, "seed": seed, "world": world, "executor": executor, "keeper": keeper,
-                              "progress": progress, "trajectory": trajectory}
+    common: dict[str, Any] = {
+        "steps": steps,
+        "seed": seed,
+        "world": world,
+        "executor": executor,
+        "keeper": keeper,
+        "progress": progress,
+        "trajectory": trajectory,
+    }
     draws = theta.shape[0]
     if estimator == "none":
         run = simulation.run(model, theta, **common)

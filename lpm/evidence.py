@@ -59,8 +59,17 @@ class Evidence:
         InputError: if a series compares with an output that the model doesn't record.
     """
 
-    def __init__(self, model: Model, observations: Sequence[Observation], *, parameters: Sequence[Parameter], steps: int,
-                 held_out: int, seed: int, step: float = 0.02) -> None:
+    def __init__(
+        self,
+        model: Model,
+        observations: Sequence[Observation],
+        *,
+        parameters: Sequence[Parameter],
+        steps: int,
+        held_out: int,
+        seed: int,
+        step: float = 0.02,
+    ) -> None:
         self.model, self.observations, self.seed = model, tuple(observations), seed
         self.steps, self.held_out, self.step = steps, held_out, step
         self.names = tuple(parameter.name for parameter in parameters)
@@ -69,15 +78,26 @@ class Evidence:
         for observation in self.observations:
             for series in observation.series:
                 if series.output not in recorded:
-                    raise InputError(f"The series {series.name} compares with {series.output}, which the model does not record.")
+                    raise InputError(
+                        f"The series {series.name} compares with {series.output}, which the model does not record."
+                    )
         self.used = sorted({recorded.index(series.output) for each in self.observations for series in each.series})
         self.fitted = slice(0, steps - held_out)
 
-    def _run(self, theta: NDArray[np.float64], trajectory: int, world: World | None, estimator: str,
-             **more: Any) -> Any:  # noqa: ANN401 (Evaluation)
-        return evaluate(self.model, np.ascontiguousarray(theta[:, self.columns]), estimator=estimator,
-                        steps=self.steps, seed=derive(self.seed, "trajectory", trajectory), world=world,
-                        step=self.step, trajectory=trajectory, **more)
+    def _run(
+        self, theta: NDArray[np.float64], trajectory: int, world: World | None, estimator: str, **more: Any
+    ) -> Any:
+        return evaluate(
+            self.model,
+            np.ascontiguousarray(theta[:, self.columns]),
+            estimator=estimator,
+            steps=self.steps,
+            seed=derive(self.seed, "trajectory", trajectory),
+            world=world,
+            step=self.step,
+            trajectory=trajectory,
+            **more,
+        )
 
     def _series(self, outputs: Tensor, theta: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         recorded = list(self.model.recorded)
@@ -85,8 +105,9 @@ class Evidence:
         by_name = {recorded[k]: outputs[:, position].T for position, k in enumerate(self.used)}
         return by_name, {name: theta[:, k] for k, name in enumerate(self.names)}
 
-    def _loss(self, outputs: NDArray[np.float64], theta: NDArray[np.float64]) -> tuple[
-            NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def _loss(
+        self, outputs: NDArray[np.float64], theta: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Loss [K], its derivative by the used outputs [T, O, K] and, directly, by θ [K, P]."""
         x = torch.tensor(outputs[:, self.used], dtype=torch.float64, requires_grad=True)
         t = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
@@ -95,12 +116,23 @@ class Evidence:
         for observation in self.observations:
             loss = loss - observation.log_likelihood(by_name, values, self.fitted)
         by_x, by_t = torch.autograd.grad(loss.sum(), (x, t), allow_unused=True)
-        return (loss.detach().numpy(), np.zeros(x.shape) if by_x is None else by_x.numpy(),
-                np.zeros(t.shape) if by_t is None else by_t.numpy())
+        return (
+            loss.detach().numpy(),
+            np.zeros(x.shape) if by_x is None else by_x.numpy(),
+            np.zeros(t.shape) if by_t is None else by_t.numpy(),
+        )
 
-    def evaluate(self, theta: NDArray[np.float64], trajectory: int, *, estimator: str, mode: str = "forward",
-                 world: World | None = None, keeper: Keeper | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """This shard's negative log-likelihood and its share of the gradient.
+    def evaluate(
+        self,
+        theta: NDArray[np.float64],
+        trajectory: int,
+        *,
+        estimator: str,
+        mode: str = "forward",
+        world: World | None = None,
+        keeper: Keeper | None = None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The shard's negative log-likelihood and its share of the gradient.
 
         Args:
             theta: [K, P], in the scenario's order.
@@ -152,15 +184,31 @@ class Evidence:
                 score[0] += float(torch.logsumexp(each, dim=0)) - np.log(theta.shape[0])
             if self.held_out:
                 score[1] += observation.persistence_log_score(slice(held.start, held.stop))
-            score[2] += sum(int(np.isfinite(np.asarray(s.values)[held.start : held.stop]).sum()) for s in observation.series)
+            score[2] += sum(
+                int(np.isfinite(np.asarray(s.values)[held.start : held.stop]).sum()) for s in observation.series
+            )
             for name, drawn in observation.predict(by_name, values, generator).items():
                 bands[observation.institution, name] = np.quantile(np.asarray(drawn), QUANTILES, axis=0)
         return Forecast(score, bands)
 
-    def words(self, theta: NDArray[np.float64], trajectory: int, *, world: World | None = None, seed: int | None = None,
-              keeper: Keeper | None = None) -> NDArray[np.int64]:
+    def words(
+        self,
+        theta: NDArray[np.float64],
+        trajectory: int,
+        *,
+        world: World | None = None,
+        seed: int | None = None,
+        keeper: Keeper | None = None,
+    ) -> NDArray[np.int64]:
         """The public outputs of this shard, exact [T, O, K]."""
-        run = evaluate(self.model, np.ascontiguousarray(theta[:, self.columns]), estimator="none", steps=self.steps,
-                       seed=derive(self.seed, "trajectory", trajectory) if seed is None else seed, world=world,
-                       trajectory=trajectory, keeper=keeper)
+        run = evaluate(
+            self.model,
+            np.ascontiguousarray(theta[:, self.columns]),
+            estimator="none",
+            steps=self.steps,
+            seed=derive(self.seed, "trajectory", trajectory) if seed is None else seed,
+            world=world,
+            trajectory=trajectory,
+            keeper=keeper,
+        )
         return run.words[:, : len(self.model.outputs)]

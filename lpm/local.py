@@ -47,8 +47,9 @@ def _times(model: Model, steps: int) -> tuple[str, NDArray[Any]]:
     return "time", (first + np.arange(steps)).astype("datetime64[ns]")
 
 
-def to_dataset(model: Model, values: NDArray[np.float64], *, draws: bool, names: list[str] | None = None,
-               parameters: bool = False) -> xr.Dataset:
+def to_dataset(
+    model: Model, values: NDArray[np.float64], *, draws: bool, names: list[str] | None = None, parameters: bool = False
+) -> xr.Dataset:
     """Label outputs [T, O, K] or derivatives [T, O, K, P].
 
     Args:
@@ -71,8 +72,9 @@ def to_dataset(model: Model, values: NDArray[np.float64], *, draws: bool, names:
     return xr.Dataset(variables, coords=coords)
 
 
-def resolve_estimator(model: Model, theta: NDArray[np.float64], gradient: str, *, steps: int, seed: int,
-                      step: float = 0.02) -> tuple[str, Audit | None]:
+def resolve_estimator(
+    model: Model, theta: NDArray[np.float64], gradient: str, *, steps: int, seed: int, step: float = 0.02
+) -> tuple[str, Audit | None]:
     """`auto` becomes what the audit of this model at the first draw chooses; any other name stays."""
     if gradient != "auto":
         return gradient, None
@@ -121,15 +123,31 @@ def simulate(
         if gradient == "auto":
             mode = "forward"
         else:
-            raise InputError(f"The estimator {estimator} has no reverse mode.", "Use mode=forward, or gradient=tangent.")
-    result = evaluate(model, theta, estimator=estimator, steps=steps, seed=seed, mode=mode, step=step, executor=executor,
-                      cotangent=every_output if mode == "reverse" else None, keeper=keeper, progress=progress)
+            raise InputError(
+                f"The estimator {estimator} has no reverse mode.", "Use mode=forward, or gradient=tangent."
+            )
+    result = evaluate(
+        model,
+        theta,
+        estimator=estimator,
+        steps=steps,
+        seed=seed,
+        mode=mode,
+        step=step,
+        executor=executor,
+        cotangent=every_output if mode == "reverse" else None,
+        keeper=keeper,
+        progress=progress,
+    )
     several = theta.shape[0] > 1
     derivative = _derivative(result, len(model.recorded), steps)
     return Simulation(
         to_dataset(model, result.outputs, draws=several),
         None if derivative is None else to_dataset(model, derivative, draws=several, parameters=True),
-        estimator, result.executor, audit, result.words,
+        estimator,
+        result.executor,
+        audit,
+        result.words,
     )
 
 
@@ -144,5 +162,3 @@ def _derivative(result: Evaluation, outputs: int, steps: int) -> NDArray[np.floa
     if result.gradient is not None:
         return result.gradient.reshape(steps, outputs, *result.gradient.shape[1:])
     return result.derivative
-
-

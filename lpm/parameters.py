@@ -46,8 +46,17 @@ def parse_prior(text: str, name: str = "a parameter") -> tuple[str, tuple[float,
         raise InputError(f"The prior of {name} is {text!r}: its arguments are numbers.") from None
     if len(arguments) != FAMILIES[family] or not all(map(math.isfinite, arguments)):
         raise InputError(f"The prior of {name} is {text!r}: {family} takes {FAMILIES[family]} finite number(s).")
-    positive = {"normal": (1,), "lognormal": (1,), "beta": (0, 1), "gamma": (0, 1), "halfnormal": (0,), "exponential": (0,)}
-    if any(arguments[i] <= 0 for i in positive.get(family, ())) or (family == "uniform" and arguments[0] >= arguments[1]):
+    positive = {
+        "normal": (1,),
+        "lognormal": (1,),
+        "beta": (0, 1),
+        "gamma": (0, 1),
+        "halfnormal": (0,),
+        "exponential": (0,),
+    }
+    if any(arguments[i] <= 0 for i in positive.get(family, ())) or (
+        family == "uniform" and arguments[0] >= arguments[1]
+    ):
         raise InputError(f"The prior of {name} is {text!r}: its scale is positive, its interval not empty.")
     return family, arguments
 

@@ -29,9 +29,12 @@ def label_outputs(scenario: Scenario, values: NDArray[np.float64]) -> xr.Dataset
     dates = (np.datetime64(scenario.start, "D") + np.arange(values.shape[0])).astype("datetime64[ns]")
     dims = ("time",) if values.ndim == 2 else ("time", "draw")
     return xr.Dataset(
-        {name: (dims, values[:, k], {"units": output.unit, "long_name": output.description or name})
-         for k, (name, output) in enumerate(scenario.outputs.items())},
-        coords={"time": dates}, attrs={"scenario": scenario.name, "scenario_hash": scenario.hash},
+        {
+            name: (dims, values[:, k], {"units": output.unit, "long_name": output.description or name})
+            for k, (name, output) in enumerate(scenario.outputs.items())
+        },
+        coords={"time": dates},
+        attrs={"scenario": scenario.name, "scenario_hash": scenario.hash},
     )
 
 
@@ -40,8 +43,16 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def write_simulation(run: Run, scenario: Scenario, outputs: xr.Dataset, *, facts: Sequence[Fact],
-                     gradient: xr.Dataset | None = None, headline: str, values: Mapping[str, float]) -> dict[str, Any]:
+def write_simulation(
+    run: Run,
+    scenario: Scenario,
+    outputs: xr.Dataset,
+    *,
+    facts: Sequence[Fact],
+    gradient: xr.Dataset | None = None,
+    headline: str,
+    values: Mapping[str, float],
+) -> dict[str, Any]:
     """Write a simulation's files and say in a few values what came out.
 
     Returns:
@@ -50,14 +61,32 @@ def write_simulation(run: Run, scenario: Scenario, outputs: xr.Dataset, *, facts
     run.write_outputs(outputs)
     if gradient is not None:
         gradient.to_netcdf(run.path / "gradient.nc", engine="h5netcdf")
-    rows = [{"name": each.parameter.name, "unit": each.parameter.unit, "label": each.parameter.label,
-             "value": values.get(each.parameter.name, each.value)} for each in scenario.declared if each.role == "dynamics"]
-    report = write_report(run, Material(headline=[headline], parameters=rows, outputs=outputs, gradient=gradient, privacy=facts))
+    rows = [
+        {
+            "name": each.parameter.name,
+            "unit": each.parameter.unit,
+            "label": each.parameter.label,
+            "value": values.get(each.parameter.name, each.value),
+        }
+        for each in scenario.declared
+        if each.role == "dynamics"
+    ]
+    report = write_report(
+        run, Material(headline=[headline], parameters=rows, outputs=outputs, gradient=gradient, privacy=facts)
+    )
     return _summary(run, scenario, headline, rows, outputs, report, {})
 
 
-def write_study(run: Run, scenario: Scenario, study: Study, *, fits: Sequence[Fit], withheld: Sequence[str],
-                facts: Sequence[Fact], seed: int) -> dict[str, Any]:
+def write_study(
+    run: Run,
+    scenario: Scenario,
+    study: Study,
+    *,
+    fits: Sequence[Fit],
+    withheld: Sequence[str],
+    facts: Sequence[Fact],
+    seed: int,
+) -> dict[str, Any]:
     """Write a calibration's files and say in a few values what came out.
 
     Returns:
@@ -71,30 +100,79 @@ def write_study(run: Run, scenario: Scenario, study: Study, *, fits: Sequence[Fi
     generator = torch.Generator().manual_seed(derive(seed, "prior frame") >> 1)
     prior = posterior[names].copy()
     prior[names] = Prior.from_parameters(scenario.parameters).sample(len(prior), generator).numpy()
-    rows = summarise_parameters(posterior[names], prior, {p.name: p.unit for p in scenario.parameters},
-                                {p.name: p.label for p in scenario.parameters})
+    rows = summarise_parameters(
+        posterior[names],
+        prior,
+        {p.name: p.unit for p in scenario.parameters},
+        {p.name: p.label for p in scenario.parameters},
+    )
     headline = study.headline()
     scores = {}
     table = []
     if study.scores is not None:
         found = study.scores
-        scores = {"posterior": found.posterior, "prior": found.prior, "persistence": found.persistence,
-                  "observations": found.observations, "meaning": "mean log score of a held-out observation"}
-        table = [Score("all together", found.posterior * found.observations, found.prior * found.observations,
-                       found.persistence * found.observations, found.observations)]
+        scores = {
+            "posterior": found.posterior,
+            "prior": found.prior,
+            "persistence": found.persistence,
+            "observations": found.observations,
+            "meaning": "mean log score of a held-out observation",
+        }
+        table = [
+            Score(
+                "all together",
+                found.posterior * found.observations,
+                found.prior * found.observations,
+                found.persistence * found.observations,
+                found.observations,
+            )
+        ]
     history = [{"iteration": record.iteration, "loss": record.loss, "kl": record.kl} for record in study.fit.records]
-    passed = study.fit.converged and (study.scores is None or study.scores.posterior > max(study.scores.prior, study.scores.persistence))
-    report = write_report(run, Material(
-        headline=[headline], passed=passed, parameters=rows, fits=fits, withheld=withheld, scores=table, prior=prior,
-        posterior=posterior[names], history=history, outputs=outputs, privacy=facts,
-        checks={"gradient": f"{study.choice.estimator}: {study.choice.reason}", "convergence": study.fit.headline()}))
+    passed = study.fit.converged and (
+        study.scores is None or study.scores.posterior > max(study.scores.prior, study.scores.persistence)
+    )
+    report = write_report(
+        run,
+        Material(
+            headline=[headline],
+            passed=passed,
+            parameters=rows,
+            fits=fits,
+            withheld=withheld,
+            scores=table,
+            prior=prior,
+            posterior=posterior[names],
+            history=history,
+            outputs=outputs,
+            privacy=facts,
+            checks={
+                "gradient": f"{study.choice.estimator}: {study.choice.reason}",
+                "convergence": study.fit.headline(),
+            },
+        ),
+    )
     summary = _summary(run, scenario, headline, rows, outputs, report, scores)
     return summary | {"gradient": study.choice.estimator, "converged": study.fit.converged}
 
 
-def _summary(run: Run, scenario: Scenario, headline: str, rows: Sequence[Mapping[str, Any]], outputs: xr.Dataset,
-             report: Any, scores: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 (a path or None)
+def _summary(
+    run: Run,
+    scenario: Scenario,
+    headline: str,
+    rows: Sequence[Mapping[str, Any]],
+    outputs: xr.Dataset,
+    report: Any,
+    scores: Mapping[str, Any],
+) -> dict[str, Any]:
     record = run.record()
-    return {"run": str(run.path), "scenario": scenario.name, "world": record.get("world", ""), "headline": headline,
-            "parameters": list(rows), "scores": dict(scores), "outputs": summarise_outputs(outputs),
-            "timings": record.get("timings", {}), "report": str(report)}
+    return {
+        "run": str(run.path),
+        "scenario": scenario.name,
+        "world": record.get("world", ""),
+        "headline": headline,
+        "parameters": list(rows),
+        "scores": dict(scores),
+        "outputs": summarise_outputs(outputs),
+        "timings": record.get("timings", {}),
+        "report": str(report),
+    }

@@ -32,7 +32,9 @@ def encode(values: ArrayLike, bits: int = FRACTION_BITS) -> NDArray[np.int64]:
         scaled = np.rint(np.ldexp(np.asarray(values, dtype=np.float64), bits))
     # The comparison is false for NaN, so a single test refuses all three.
     if not np.all((scaled >= -_LIMIT) & (scaled < _LIMIT)):
-        raise InputError(f"A value can't be a word of 64 bits with {bits} fraction bits: it is not finite or too large.")
+        raise InputError(
+            f"A value can't be a word of 64 bits with {bits} fraction bits: it is not finite or too large."
+        )
     return scaled.astype(np.int64)
 
 
@@ -61,7 +63,7 @@ def require_headroom(name: str, parties: int, bound: float, bits: int = FRACTION
     rounded = quotient + (2 * remainder > denominator or (2 * remainder == denominator and quotient % 2 == 1))
     if parties * rounded > 2**63 - 1:
         raise InputError(
-            f"The sum of {name} could overflow: {parties} parties of at most {bound:g} each, with {bits} fraction bits.",
+            f"The sum of {name} could overflow: {parties} parties of at most {bound:g} each, {bits} fraction bits.",
             f"Lower the bound of {name} in the scenario or its exponent.",
         )
 

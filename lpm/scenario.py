@@ -160,23 +160,42 @@ class Scenario:
     @property
     def hash(self) -> str:
         """SHA-256 of what all sides must agree on, as hex: the public part, but for where it lies and what the
-        coordinator decides alone (how long and by which estimator it calibrates)."""
+        coordinator decides alone (how long and by which estimator it calibrates).
+        """
         public = dataclasses.asdict(self)
         del public["folder"], public["calibration"], public["gradient"]["estimator"]
         return hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode()).hexdigest()
 
-    def with_options(self, *, steps: int | None = None, agents: int | None = None, iterations: int | None = None,
-                     gradient: str | None = None, settings: Mapping[str, str] | None = None) -> Scenario:
+    def with_options(
+        self,
+        *,
+        steps: int | None = None,
+        agents: int | None = None,
+        iterations: int | None = None,
+        gradient: str | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> Scenario:
         """The scenario with command-line flags and `--set key=value` applied.
 
         Raises:
             InputError: for an unknown key, or a value that isn't of the key's kind.
         """
         scenario = self
-        sections: dict[str, Any] = {"gradient": self.gradient, "calibration": self.calibration, "federation": self.federation}
-        plain = {"scenario.steps": "steps", "scenario.held_out": "held_out", "population.agents": "agents",
-                 "scenario.minimum_people": "minimum_people", "scenario.minimum_institutions": "minimum_institutions"}
-        dotted = {f"{section}.{field.name}" for section, value in sections.items() for field in dataclasses.fields(value)}
+        sections: dict[str, Any] = {
+            "gradient": self.gradient,
+            "calibration": self.calibration,
+            "federation": self.federation,
+        }
+        plain = {
+            "scenario.steps": "steps",
+            "scenario.held_out": "held_out",
+            "population.agents": "agents",
+            "scenario.minimum_people": "minimum_people",
+            "scenario.minimum_institutions": "minimum_institutions",
+        }
+        dotted = {
+            f"{section}.{field.name}" for section, value in sections.items() for field in dataclasses.fields(value)
+        }
         names = {each.parameter.name for each in self.declared}
         wanted: dict[str, str] = dict(settings or {})
         require_known(wanted, names | dotted | set(plain), f"the scenario {self.name}")
@@ -211,12 +230,16 @@ class Scenario:
         return changed
 
     def _check(self) -> None:
-        for what, value, lowest in (("scenario.steps", self.steps, 1), ("scenario.held_out", self.held_out, 0),
-                                    ("population.agents", self.agents, 1), ("calibration.iterations", self.calibration.iterations, 1),
-                                    ("calibration.draws", self.calibration.draws, 1),
-                                    ("calibration.predictive_draws", self.calibration.predictive_draws, 2),
-                                    ("scenario.minimum_people", self.minimum_people, 1),
-                                    ("scenario.minimum_institutions", self.minimum_institutions, 1)):
+        for what, value, lowest in (
+            ("scenario.steps", self.steps, 1),
+            ("scenario.held_out", self.held_out, 0),
+            ("population.agents", self.agents, 1),
+            ("calibration.iterations", self.calibration.iterations, 1),
+            ("calibration.draws", self.calibration.draws, 1),
+            ("calibration.predictive_draws", self.calibration.predictive_draws, 2),
+            ("scenario.minimum_people", self.minimum_people, 1),
+            ("scenario.minimum_institutions", self.minimum_institutions, 1),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise InputError(f"{what} is {value}: a whole number from {lowest}.")
         if self.held_out >= self.steps:
@@ -255,23 +278,29 @@ class Scenario:
             raise InputError(f"{path} defines no build(scenario, institutions, *, agents, seed).")
         return module
 
-    def build(self, institutions: Sequence[str] | None = None, *, seed: int = 0) -> Any:  # noqa: ANN401 (lpm.Model; not imported here)
+    def build(self, institutions: Sequence[str] | None = None, *, seed: int = 0) -> Any:
         """The model of some institutions' people; of all by default."""
         chosen = self.institutions if institutions is None else tuple(institutions)
         for name in chosen:
             if name not in self.institutions:
-                raise InputError(f"The scenario {self.name} has no institution {name!r}: there are {', '.join(self.institutions)}.")
+                raise InputError(
+                    f"The scenario {self.name} has no institution {name!r}: there are {', '.join(self.institutions)}."
+                )
         model = self.module().build(self, chosen, agents=self.agents, seed=seed)
         names = tuple(parameter.name for parameter in model.parameters)
         if sorted(names) != sorted(self.dynamics):
-            raise InputError(f"The model of {self.name} uses the parameters {', '.join(names)}; scenario.toml declares "
-                             f"{', '.join(self.dynamics)} with role dynamics.")
+            raise InputError(
+                f"The model of {self.name} uses the parameters {', '.join(names)}; scenario.toml declares "
+                f"{', '.join(self.dynamics)} with role dynamics."
+            )
         if list(model.outputs) != list(self.outputs):
-            raise InputError(f"The model of {self.name} records {', '.join(model.outputs)}; scenario.toml lists "
-                             f"{', '.join(self.outputs)}.")
+            raise InputError(
+                f"The model of {self.name} records {', '.join(model.outputs)}; scenario.toml lists "
+                f"{', '.join(self.outputs)}."
+            )
         return model
 
-    def observation(self, institution: str, data: Path | None = None) -> Any:  # noqa: ANN401 (lpm.observation.Observation)
+    def observation(self, institution: str, data: Path | None = None) -> Any:
         """What an institution compares its shard with.
 
         Raises:
@@ -279,7 +308,9 @@ class Scenario:
         """
         module = self.module()
         if not hasattr(module, "observation"):
-            raise InputError(f"The scenario {self.name} defines no observation(...): it can be simulated, not calibrated.")
+            raise InputError(
+                f"The scenario {self.name} defines no observation(...): it can be simulated, not calibrated."
+            )
         return module.observation(self, institution, data)
 
 
@@ -295,8 +326,10 @@ def load(folder: Path | str) -> Scenario:
     folder = Path(folder)
     path = folder / "scenario.toml"
     if not path.is_file():
-        raise InputError(f"There is no scenario {folder}: {path} is missing.",
-                         "Give the path of a folder that holds scenario.toml, such as simulations/nyc_boroughs.")
+        raise InputError(
+            f"There is no scenario {folder}: {path} is missing.",
+            "Give the path of a folder that holds scenario.toml, such as simulations/nyc_boroughs.",
+        )
     try:
         tree = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -307,16 +340,34 @@ def load(folder: Path | str) -> Scenario:
 def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
     known = {"scenario", "population", "parameters", "networks", "outputs", "gradient", "calibration", "federation"}
     _only(path, "", tree, known)
-    head = _section(path, tree, "scenario", {
-        "name": str, "title": str, "start": dt.date, "steps": int, "held_out": int, "institutions": list,
-        "minimum_people": int, "minimum_institutions": int, "weaker": str},
-        {"held_out": 0, "minimum_people": 10, "minimum_institutions": 3, "weaker": "", "title": ""})
+    head = _section(
+        path,
+        tree,
+        "scenario",
+        {
+            "name": str,
+            "title": str,
+            "start": dt.date,
+            "steps": int,
+            "held_out": int,
+            "institutions": list,
+            "minimum_people": int,
+            "minimum_institutions": int,
+            "weaker": str,
+        },
+        {"held_out": 0, "minimum_people": 10, "minimum_institutions": 3, "weaker": "", "title": ""},
+    )
     crowd = _section(path, tree, "population", {"agents": int, "people": float}, {"people": None})
     declared = []
     for name, value in tree.get("parameters", {}).items():
-        part = _section(path, {name: value}, name, {"prior": str, "bounds": list, "unit": str, "label": str, "role": str,
-                                                     "value": float},
-                        {"bounds": None, "unit": "", "label": "", "role": "dynamics"}, under="parameters")
+        part = _section(
+            path,
+            {name: value},
+            name,
+            {"prior": str, "bounds": list, "unit": str, "label": str, "role": str, "value": float},
+            {"bounds": None, "unit": "", "label": "", "role": "dynamics"},
+            under="parameters",
+        )
         if part["role"] not in ("dynamics", "observation"):
             raise InputError(f"{path}: parameters.{name}.role is {part['role']!r}: dynamics or observation.")
         bounds = None if part["bounds"] is None else tuple(map(float, part["bounds"]))
@@ -325,22 +376,61 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
         parameter = Parameter(name, part["prior"], bounds, part["unit"], part["label"])  # type: ignore[arg-type]
         parameter.require(part["value"])
         declared.append(Declared(parameter, part["role"], part["value"]))
-    networks = {name: PublicNetwork(**_section(path, {name: value}, name, {"groups": int, "bound": float}, {"bound": 1.0},
-                                               under="networks")) for name, value in tree.get("networks", {}).items()}
-    outputs = {name: PublicOutput(**_section(path, {name: value}, name, {"unit": str, "description": str},
-                                             {"description": ""}, under="outputs"))
-               for name, value in tree.get("outputs", {}).items()}
-    gradient = Gradient(**_section(path, tree, "gradient", {"estimator": str, "step": float}, dataclasses.asdict(Gradient())))
-    calibration = Calibration(**_section(path, tree, "calibration", {
-        "iterations": int, "draws": int, "weight": float, "predictive_draws": int}, dataclasses.asdict(Calibration())))
-    federation = Federation(**_section(path, tree, "federation", {"fraction_bits": int, "deadline_seconds": float},
-                                       dataclasses.asdict(Federation())))
+    networks = {
+        name: PublicNetwork(
+            **_section(path, {name: value}, name, {"groups": int, "bound": float}, {"bound": 1.0}, under="networks")
+        )
+        for name, value in tree.get("networks", {}).items()
+    }
+    outputs = {
+        name: PublicOutput(
+            **_section(
+                path, {name: value}, name, {"unit": str, "description": str}, {"description": ""}, under="outputs"
+            )
+        )
+        for name, value in tree.get("outputs", {}).items()
+    }
+    gradient = Gradient(
+        **_section(path, tree, "gradient", {"estimator": str, "step": float}, dataclasses.asdict(Gradient()))
+    )
+    calibration = Calibration(
+        **_section(
+            path,
+            tree,
+            "calibration",
+            {"iterations": int, "draws": int, "weight": float, "predictive_draws": int},
+            dataclasses.asdict(Calibration()),
+        )
+    )
+    federation = Federation(
+        **_section(
+            path,
+            tree,
+            "federation",
+            {"fraction_bits": int, "deadline_seconds": float},
+            dataclasses.asdict(Federation()),
+        )
+    )
     scenario = Scenario(
-        folder=folder, name=head["name"], title=head["title"] or head["name"], start=head["start"], steps=head["steps"],
-        held_out=head["held_out"], institutions=tuple(map(str, head["institutions"])), minimum_people=head["minimum_people"],
-        minimum_institutions=head["minimum_institutions"], weaker=head["weaker"], agents=crowd["agents"],
-        people=float(crowd["agents"] if crowd["people"] is None else crowd["people"]), declared=tuple(declared),
-        networks=networks, outputs=outputs, gradient=gradient, calibration=calibration, federation=federation)
+        folder=folder,
+        name=head["name"],
+        title=head["title"] or head["name"],
+        start=head["start"],
+        steps=head["steps"],
+        held_out=head["held_out"],
+        institutions=tuple(map(str, head["institutions"])),
+        minimum_people=head["minimum_people"],
+        minimum_institutions=head["minimum_institutions"],
+        weaker=head["weaker"],
+        agents=crowd["agents"],
+        people=float(crowd["agents"] if crowd["people"] is None else crowd["people"]),
+        declared=tuple(declared),
+        networks=networks,
+        outputs=outputs,
+        gradient=gradient,
+        calibration=calibration,
+        federation=federation,
+    )
     if not scenario.institutions or len(set(scenario.institutions)) != len(scenario.institutions):
         raise InputError(f"{path}: scenario.institutions names each institution once, and at least one.")
     if not scenario.declared or not scenario.outputs:
@@ -349,8 +439,14 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
     return scenario
 
 
-def _section(path: Path, tree: Mapping[str, Any], name: str, kinds: Mapping[str, type], defaults: Mapping[str, Any],
-             under: str = "") -> dict[str, Any]:
+def _section(
+    path: Path,
+    tree: Mapping[str, Any],
+    name: str,
+    kinds: Mapping[str, type],
+    defaults: Mapping[str, Any],
+    under: str = "",
+) -> dict[str, Any]:
     where = f"{under}.{name}" if under else name
     given = tree.get(name, {})
     if not isinstance(given, dict):

@@ -85,7 +85,9 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     if wanted == "reference" or (wanted == "auto" and not able):
         return Reference()
     if not able:
-        raise InputError("The fused executor runs neither tangents nor per-agent infectivity.", "Use auto or reference.")
+        raise InputError(
+            "The fused executor runs neither tangents nor per-agent infectivity.", "Use auto or reference."
+        )
     from lpm.kernels.cpu import Fused
 
     return Fused()
@@ -98,8 +100,12 @@ class _Loop:
         self.model, self.seed, self.executor, self.sizes = model, seed, executor, sizes
         self.theta = theta
         self.lanes = theta.shape[0]
-        self.pairs = [(number, protocol, network) for number, protocol in enumerate(model.protocols)
-                      for network in protocol.networks() if model.network(network).shared]
+        self.pairs = [
+            (number, protocol, network)
+            for number, protocol in enumerate(model.protocols)
+            for network in protocol.networks()
+            if model.network(network).shared
+        ]
 
     def _step(self, t: int, number: int, theta: Tensor, carry: Arrays, env: Arrays, sums: Mapping[str, Tensor]) -> Step:
         values = {parameter.name: theta[:, k] for k, parameter in enumerate(self.model.parameters)}
@@ -121,8 +127,10 @@ class _Loop:
 
     def emit(self, t: int, theta: Tensor, carry: Arrays) -> dict[str, Summed]:
         env = self._env(carry)
-        return {f"{protocol.name}/{network}": protocol.emit(self._step(t, number, theta, carry, env, {}), network)
-                for number, protocol, network in self.pairs}
+        return {
+            f"{protocol.name}/{network}": protocol.emit(self._step(t, number, theta, carry, env, {}), network)
+            for number, protocol, network in self.pairs
+        }
 
     def advance(self, t: int, theta: Tensor, carry: Arrays, sums: Mapping[str, Tensor]) -> tuple[Arrays, Arrays]:
         """The carry after the step, and the records."""
@@ -142,8 +150,9 @@ class _Loop:
             records |= change.records
         # A protocol that returns no new array keeps the old one.
         kept = {key: value for key, value in carry.items() if key.startswith("state:") and key not in after}
-        return kept | after | {f"env:{key}": value.expand(self.lanes).clone() if value.dim() == 0 else value
-                               for key, value in env.items()}, records
+        return kept | after | {
+            f"env:{key}": value.expand(self.lanes).clone() if value.dim() == 0 else value for key, value in env.items()
+        }, records
 
 
 def _split(carry: Arrays) -> tuple[Arrays, Arrays]:
@@ -160,8 +169,9 @@ class _Rounds:
         self.exponents = Exponents(world.parties)
         self.digest = b"\0" * 32
 
-    def add(self, tensor: str, step: int, words: Mapping[str, NDArray[np.int64]],
-            floats: Mapping[str, NDArray[np.float64]]) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.float64]]]:
+    def add(
+        self, tensor: str, step: int, words: Mapping[str, NDArray[np.int64]], floats: Mapping[str, NDArray[np.float64]]
+    ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.float64]]]:
         while True:
             rescale = not all(self.exponents.fits(name, value) for name, value in floats.items())
             parts = [value.reshape(-1) for value in words.values()]
@@ -178,8 +188,10 @@ class _Rounds:
             for name, value in [*words.items(), *floats.items()]:
                 opened[name] = total[used : used + value.size].reshape(value.shape)
                 used += value.size
-            return ({name: opened[name] for name in words},
-                    {name: self.exponents.decode(name, opened[name]) for name in floats})
+            return (
+                {name: opened[name] for name in words},
+                {name: self.exponents.decode(name, opened[name]) for name in floats},
+            )
 
     def see(self, env: Mapping[str, Tensor]) -> None:
         """Bind the environment into the digest that the next round compares."""
@@ -203,7 +215,9 @@ def _census(model: Model, rounds: _Rounds) -> Arrays:
         opened, _ = rounds.add("census", -1, people | holders, {})
         for network in shared:
             if rounds.world.disclosure is not None:
-                rounds.world.disclosure.require(network.name, opened[network.name], opened[f"{network.name}#institutions"])
+                rounds.world.disclosure.require(
+                    network.name, opened[network.name], opened[f"{network.name}#institutions"]
+                )
             sizes[network.name] = torch.from_numpy(opened[network.name].astype(np.float64))
     return sizes
 
@@ -279,8 +293,15 @@ def run(
         records = worker.step(t)
         words[t], _ = model.read(records)
         if keeper.every and (t + 1) % keeper.every == 0 and t + 1 < steps:
-            keeper.save({"step": t + 1, "words": words[: t + 1], "digest": rounds.digest,
-                         "exponents": rounds.exponents.export(), **worker.snapshot()})
+            keeper.save(
+                {
+                    "step": t + 1,
+                    "words": words[: t + 1],
+                    "digest": rounds.digest,
+                    "exponents": rounds.exponents.export(),
+                    **worker.snapshot(),
+                }
+            )
         if progress is not None:
             progress(t + 1, steps)
     result = worker.finish(words, cotangent)
@@ -305,8 +326,9 @@ class _Plain:
         self.rounds.see(self.loop._env(self.carry))
         return records
 
-    def open(self, t: int, summed: Mapping[str, Summed],
-             floats: Mapping[str, NDArray[np.float64]]) -> tuple[Arrays, dict[str, NDArray[np.float64]]]:
+    def open(
+        self, t: int, summed: Mapping[str, Summed], floats: Mapping[str, NDArray[np.float64]]
+    ) -> tuple[Arrays, dict[str, NDArray[np.float64]]]:
         """⊕: exact sums as float64, and opened floats."""
         if not summed:
             return {}, {}
@@ -317,7 +339,9 @@ class _Plain:
         return {f"carry:{key}": value.numpy() for key, value in self.carry.items()}
 
     def restore(self, found: Mapping[str, Any]) -> None:
-        self.carry = {key[6:]: torch.from_numpy(value.copy()) for key, value in found.items() if key.startswith("carry:")}
+        self.carry = {
+            key[6:]: torch.from_numpy(value.copy()) for key, value in found.items() if key.startswith("carry:")
+        }
 
     def finish(self, words: NDArray[np.int64], cotangent: object) -> dict[str, Any]:
         return {}
@@ -336,8 +360,9 @@ class _Forward(_Plain):
 
     def start(self) -> None:
         super().start()
-        self.tangents = vmap(lambda d: jvp(lambda theta: _split(self.loop.start(theta))[0], (self.loop.theta,), (d,))[1])(
-            self.directions)
+        self.tangents = vmap(
+            lambda d: jvp(lambda theta: _split(self.loop.start(theta))[0], (self.loop.theta,), (d,))[1]
+        )(self.directions)
 
     def step(self, t: int) -> Arrays:
         floats, others = _split(self.carry)
@@ -352,7 +377,9 @@ class _Forward(_Plain):
             pushed = vmap(lambda d, f: jvp(soft_sums, (theta, floats), (d, f))[1])(self.directions, self.tangents)
         named = {f"{key}~{k}": value[k].numpy() for key, value in pushed.items() for k in range(len(self.directions))}
         sums, opened = self.open(t, summed, named)
-        moved = {key: torch.from_numpy(np.stack([opened[f"{key}~{k}"] for k in range(len(self.directions))])) for key in sums}
+        moved = {
+            key: torch.from_numpy(np.stack([opened[f"{key}~{k}"] for k in range(len(self.directions))])) for key in sums
+        }
 
         def values(theta: Tensor, floats: Arrays, sums: Arrays) -> tuple[Arrays, Tensor]:
             carry, records = self.loop.advance(t, theta, floats | others, sums)
@@ -360,14 +387,18 @@ class _Forward(_Plain):
 
         self.carry, records = self.loop.advance(t, theta, self.carry, sums)
         self.tangents, outputs = vmap(lambda d, f, s: jvp(values, (theta, floats, sums), (d, f, s))[1])(
-            self.directions, self.tangents, moved)
+            self.directions, self.tangents, moved
+        )
         self.recorded.append(outputs)
         self.rounds.see(self.loop._env(self.carry))
         return records
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        return super().snapshot() | {f"tangent:{key}": value.numpy() for key, value in self.tangents.items()} | {
-            "recorded": torch.stack(self.recorded).numpy()}
+        return (
+            super().snapshot()
+            | {f"tangent:{key}": value.numpy() for key, value in self.tangents.items()}
+            | {"recorded": torch.stack(self.recorded).numpy()}
+        )
 
     def restore(self, found: Mapping[str, Any]) -> None:
         super().restore(found)
@@ -399,8 +430,12 @@ class _Reverse(_Plain):
         return records
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        kept = {f"kept:{t}:{part}:{key}": value.numpy() for t, both in enumerate(self.kept)
-                for part, arrays in zip(("carry", "sums"), both, strict=True) for key, value in arrays.items()}
+        kept = {
+            f"kept:{t}:{part}:{key}": value.numpy()
+            for t, both in enumerate(self.kept)
+            for part, arrays in zip(("carry", "sums"), both, strict=True)
+            for key, value in arrays.items()
+        }
         return super().snapshot() | kept
 
     def restore(self, found: Mapping[str, Any]) -> None:
@@ -421,7 +456,9 @@ class _Reverse(_Plain):
             carry, sums = self.kept[t]
             floats, others = _split(carry)
 
-            def values(theta: Tensor, floats: Arrays, sums: Arrays, t: int = t, others: Arrays = others) -> tuple[Arrays, Tensor]:
+            def values(
+                theta: Tensor, floats: Arrays, sums: Arrays, t: int = t, others: Arrays = others
+            ) -> tuple[Arrays, Tensor]:
                 state, records = self.loop.advance(t, theta, floats | others, sums)
                 return _split(state)[0], self.loop.model.values(records)
 
@@ -431,7 +468,9 @@ class _Reverse(_Plain):
             if sums:
                 named = {f"{key}^{b}": value[b].numpy() for key, value in by_sums.items() for b in range(batch)}
                 _, opened = self.rounds.add("adjoint", t, {}, named)
-                returned = {key: torch.from_numpy(np.stack([opened[f"{key}^{b}"] for b in range(batch)])) for key in sums}
+                returned = {
+                    key: torch.from_numpy(np.stack([opened[f"{key}^{b}"] for b in range(batch)])) for key in sums
+                }
 
                 def soft_sums(theta: Tensor, floats: Arrays, t: int = t, others: Arrays = others) -> Arrays:
                     return {key: _soft(value) for key, value in self.loop.emit(t, theta, floats | others).items()}
@@ -449,4 +488,3 @@ class _Reverse(_Plain):
 def _soft(value: Summed) -> Tensor:
     assert value.soft is not None
     return value.soft
-

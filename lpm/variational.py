@@ -33,8 +33,9 @@ class LocalBackend:
         self.evidence = evidence
         self.forecasts: dict[str, Forecast] = {}
 
-    def evaluate(self, theta: NDArray[np.float64], trajectory: int, estimator: str) -> tuple[
-            NDArray[np.float64], NDArray[np.float64]]:
+    def evaluate(
+        self, theta: NDArray[np.float64], trajectory: int, estimator: str
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """See `study.Backend`."""
         return self.evidence.evaluate(theta, trajectory, estimator=estimator)
 
@@ -51,8 +52,15 @@ class LocalBackend:
 def evidence_of(scenario: Scenario, seed: int) -> Evidence:
     """All institutions of a scenario as one shard."""
     observations = [scenario.observation(name) for name in scenario.institutions]
-    return Evidence(scenario.build(), observations, parameters=scenario.parameters, steps=scenario.steps,
-                    held_out=scenario.held_out, seed=seed, step=scenario.gradient.step)
+    return Evidence(
+        scenario.build(),
+        observations,
+        parameters=scenario.parameters,
+        steps=scenario.steps,
+        held_out=scenario.held_out,
+        seed=seed,
+        step=scenario.gradient.step,
+    )
 
 
 def calibrate(
@@ -96,14 +104,23 @@ def calibrate(
     if isinstance(model, Scenario):
         asked = model.calibration
         evidence, parameters, held = evidence_of(model, seed), model.parameters, model.held_out
-        settings = Settings(asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed, model.gradient.estimator)
+        settings = Settings(
+            asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed, model.gradient.estimator
+        )
     else:
         if data is None:
             raise InputError("There is nothing to calibrate to.", "Give data=[lpm.observation.Observation(…)].")
         observations = [data] if isinstance(data, Observation) else list(data)
         parameters, held = joined(model, observations), held_out
-        evidence = Evidence(model, observations, parameters=parameters, steps=steps or observations[0].steps, held_out=held,
-                            seed=seed, step=step)
+        evidence = Evidence(
+            model,
+            observations,
+            parameters=parameters,
+            steps=steps or observations[0].steps,
+            held_out=held,
+            seed=seed,
+            step=step,
+        )
         settings = Settings(iterations, draws, weight, predictive_draws, seed, gradient)
     return run_study(parameters, LocalBackend(evidence), settings, held_out=held > 0, on_iteration=on_iteration)
 
@@ -118,14 +135,29 @@ def joined(model: Model, observations: Sequence[Observation]) -> tuple[Parameter
     return tuple(found.values())
 
 
-def resumable(evidence: Evidence, scenario: Scenario, seed: int, found: Mapping[str, Any] | None,
-              save: Callable[[Progress], None], on_iteration: Callable[[IterationRecord, int], None],
-              deadline_passed: Callable[[], bool]) -> tuple[Study, LocalBackend]:
+def resumable(
+    evidence: Evidence,
+    scenario: Scenario,
+    seed: int,
+    found: Mapping[str, Any] | None,
+    save: Callable[[Progress], None],
+    on_iteration: Callable[[IterationRecord, int], None],
+    deadline_passed: Callable[[], bool],
+) -> tuple[Study, LocalBackend]:
     """A scenario's calibration with checkpoints, for the command."""
     asked = scenario.calibration
     backend = LocalBackend(evidence)
-    settings = Settings(asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed, scenario.gradient.estimator)
-    study = run_study(scenario.parameters, backend, settings, held_out=scenario.held_out > 0,
-                      progress=None if found is None else Progress.unpack(found), save=save, on_iteration=on_iteration,
-                      deadline_passed=deadline_passed)
+    settings = Settings(
+        asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed, scenario.gradient.estimator
+    )
+    study = run_study(
+        scenario.parameters,
+        backend,
+        settings,
+        held_out=scenario.held_out > 0,
+        progress=None if found is None else Progress.unpack(found),
+        save=save,
+        on_iteration=on_iteration,
+        deadline_passed=deadline_passed,
+    )
     return study, backend

@@ -31,14 +31,16 @@ class FederatedBackend:
         self.releases: dict[str, Release] = {}
         self._bits = scenario.federation.fraction_bits
 
-    def _ask(self, kind: str, theta: NDArray[np.float64], trajectory: int, gradient: str = "none",
-             **options: Any) -> Task:  # noqa: ANN401 (JSON)
+    def _ask(
+        self, kind: str, theta: NDArray[np.float64], trajectory: int, gradient: str = "none", **options: Any
+    ) -> Task:
         task = Task(kind, trajectory, theta, gradient, None, options)
         self.session.broadcast(task)
         return task
 
-    def evaluate(self, theta: NDArray[np.float64], trajectory: int, estimator: str) -> tuple[
-            NDArray[np.float64], NDArray[np.float64]]:
+    def evaluate(
+        self, theta: NDArray[np.float64], trajectory: int, estimator: str
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """See `study.Backend`."""
         task = self._ask("evaluate", theta, trajectory, estimator, estimator=estimator)
         loss = self._decode(self.session.receive("loss", task))
@@ -76,5 +78,3 @@ class FederatedBackend:
         words = self.session.receive("outputs", task)
         self.session.releases(task)
         return words.reshape(self.scenario.steps, len(self.scenario.outputs), theta.shape[0])
-
-

@@ -46,14 +46,25 @@ def run(config: CoordinatorConfig) -> dict[str, Any]:
     began = time.monotonic()
     torch.set_num_threads(1)
     scenario = load(config.scenario).with_options(
-        steps=config.steps, agents=config.agents, iterations=config.iterations, gradient=config.gradient or None,
-        settings=config.settings | ({"calibration.draws": str(config.draws)} if config.draws else {}))
+        steps=config.steps,
+        agents=config.agents,
+        iterations=config.iterations,
+        gradient=config.gradient or None,
+        settings=config.settings | ({"calibration.draws": str(config.draws)} if config.draws else {}),
+    )
     record = Run.open(config.out)
     seed = config.seed or 0
     terms = _terms(config, scenario)
-    record.update(world="federated", scenario={"name": scenario.name, "hash": scenario.hash, "folder": str(scenario.folder)},
-                  parties=list(config.parties), sharing=config.sharing, settings=dict(config.settings), seed=config.seed,
-                  steps=scenario.steps, agents=scenario.agents)
+    record.update(
+        world="federated",
+        scenario={"name": scenario.name, "hash": scenario.hash, "folder": str(scenario.folder)},
+        parties=list(config.parties),
+        sharing=config.sharing,
+        settings=dict(config.settings),
+        seed=config.seed,
+        steps=scenario.steps,
+        agents=scenario.agents,
+    )
     with gather(config, terms) as session:
         gathered = time.monotonic()
         _log.info("All %d parties are in; manifest %s.", len(config.parties), session.manifest.digest.hex()[:16])
@@ -66,22 +77,40 @@ def run(config: CoordinatorConfig) -> dict[str, Any]:
             _account(record, session, began, gathered, worked)
             np.save(config.out / "words.npy", words[:, :, 0])
             summary = write_simulation(
-                record, scenario, label_outputs(scenario, decode(words)[:, :, 0]), facts=facts, values=scenario.defaults,
-                headline=f"Simulated {scenario.steps} days with {scenario.agents:,} agents at {len(config.parties)} parties.")
+                record,
+                scenario,
+                label_outputs(scenario, decode(words)[:, :, 0]),
+                facts=facts,
+                values=scenario.defaults,
+                headline=f"Simulated {scenario.steps} days, {scenario.agents:,} agents, {len(config.parties)} parties.",
+            )
         else:
             summary = _calibrate(config, scenario, backend, record, seed, facts, began, gathered)
-    record.update(status="done", summary={key: value for key, value in summary.items() if key not in ("parameters", "outputs")})
+    record.update(
+        status="done", summary={key: value for key, value in summary.items() if key not in ("parameters", "outputs")}
+    )
     return summary
 
 
-def _calibrate(config: CoordinatorConfig, scenario: Scenario, backend: FederatedBackend, record: Run, seed: int,
-               facts: list[Fact], began: float, gathered: float) -> dict[str, Any]:
-    store = CheckpointStore(config.out / "checkpoint", (own_folder(config.keys) / "storage.key").read_bytes(), COORDINATOR)
+def _calibrate(
+    config: CoordinatorConfig,
+    scenario: Scenario,
+    backend: FederatedBackend,
+    record: Run,
+    seed: int,
+    facts: list[Fact],
+    began: float,
+    gathered: float,
+) -> dict[str, Any]:
+    store = CheckpointStore(
+        config.out / "checkpoint", (own_folder(config.keys) / "storage.key").read_bytes(), COORDINATOR
+    )
     found = store.latest() if config.resume else None
     progress = None if found is None else Progress.unpack(found.content)
     asked = scenario.calibration
-    settings = Settings(asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed,
-                        scenario.gradient.estimator)
+    settings = Settings(
+        asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed, scenario.gradient.estimator
+    )
 
     def save(now: Progress) -> None:
         store.save(now.pack(), now.step)
@@ -90,10 +119,17 @@ def _calibrate(config: CoordinatorConfig, scenario: Scenario, backend: Federated
         return config.time_limit_seconds is not None and time.monotonic() - began > config.time_limit_seconds
 
     study = run_study(
-        scenario.parameters, backend, settings, held_out=scenario.held_out > 0, progress=progress, save=save,
-        on_iteration=lambda each, count: _log.info("Iteration %d of %d: loss %.1f, KL %.2f.", each.iteration + 1, count,
-                                                   each.loss, each.kl),
-        deadline_passed=deadline_passed)
+        scenario.parameters,
+        backend,
+        settings,
+        held_out=scenario.held_out > 0,
+        progress=progress,
+        save=save,
+        on_iteration=lambda each, count: _log.info(
+            "Iteration %d of %d: loss %.1f, KL %.2f.", each.iteration + 1, count, each.loss, each.kl
+        ),
+        deadline_passed=deadline_passed,
+    )
     worked = time.monotonic()
     _account(record, backend.session, began, gathered, worked)
     fits, released = [], set()
@@ -102,8 +138,16 @@ def _calibrate(config: CoordinatorConfig, scenario: Scenario, backend: Federated
         for name, table in release.tables.items():
             about = release.about[name]
             released.add(str(about["institution"]))
-            fits.append(Fit(str(about["institution"]), str(about["series"]), dates, table[0], table[1:],
-                            scenario.steps - scenario.held_out if scenario.held_out else None))
+            fits.append(
+                Fit(
+                    str(about["institution"]),
+                    str(about["series"]),
+                    dates,
+                    table[0],
+                    table[1:],
+                    scenario.steps - scenario.held_out if scenario.held_out else None,
+                )
+            )
     withheld = [name for name in scenario.institutions if name not in released]
     record.update(gradient={"estimator": study.choice.estimator, "reason": study.choice.reason})
     return write_study(record, scenario, study, fits=fits, withheld=withheld, facts=facts, seed=seed)
@@ -116,12 +160,20 @@ def _terms(config: CoordinatorConfig, scenario: Scenario) -> Terms:
     if config.seed is not None:
         weaker.append("public seed: whoever knows it and the code can simulate any party's people again")
     return Terms(
-        scenario=scenario.name, scenario_hash=scenario.hash, session=config.session, sharing=config.sharing,
+        scenario=scenario.name,
+        scenario_hash=scenario.hash,
+        session=config.session,
+        sharing=config.sharing,
         fraction_bits=scenario.federation.fraction_bits,
         bounds={name: network.bound * scenario.agents for name, network in scenario.networks.items()},
         exponents={name: scenario.federation.fraction_bits for name in scenario.networks},
-        outputs=tuple(scenario.outputs), gradient="none" if config.simulate_only else scenario.gradient.estimator,
-        steps=scenario.steps, agents=scenario.agents, deadline_seconds=config.deadline_seconds, weaker=tuple(weaker))
+        outputs=tuple(scenario.outputs),
+        gradient="none" if config.simulate_only else scenario.gradient.estimator,
+        steps=scenario.steps,
+        agents=scenario.agents,
+        deadline_seconds=config.deadline_seconds,
+        weaker=tuple(weaker),
+    )
 
 
 def _facts(scenario: Scenario, terms: Terms) -> list[Fact]:
@@ -129,19 +181,30 @@ def _facts(scenario: Scenario, terms: Terms) -> list[Fact]:
     groups = ", ".join(f"{name} ({network.groups})" for name, network in scenario.networks.items())
     facts = [
         Fact("Stays with each institution", "People, trajectories, series, losses, gradients, forecasts."),
-        Fact("Group sums", f"Opened to the institutions, not to the coordinator, each step: {groups}; cells of at least "
-             f"{scenario.minimum_people} agents from {scenario.minimum_institutions} institutions."),
-        Fact("Opened to the coordinator", "Sums over all institutions of the public outputs "
-             f"({', '.join(scenario.outputs)}), of losses, gradients and forecast scores."),
-        Fact("Engine", f"{terms.sharing}: additive shares over all pairs of institutions, end-to-end sealed; n−2 colluding "
-             "institutions learn only the sum of the other two."),
+        Fact(
+            "Group sums",
+            f"Opened to the institutions, not to the coordinator, each step: {groups}; cells of at least "
+            f"{scenario.minimum_people} agents from {scenario.minimum_institutions} institutions.",
+        ),
+        Fact(
+            "Opened to the coordinator",
+            "Sums over all institutions of the public outputs "
+            f"({', '.join(scenario.outputs)}), of losses, gradients and forecast scores.",
+        ),
+        Fact(
+            "Engine",
+            f"{terms.sharing}: additive shares over all pairs of institutions, end-to-end sealed; n−2 colluding "
+            "institutions learn only the sum of the other two.",
+        ),
         Fact("Fits", "Bands and series of an institution are shown only where it consented to release them."),
     ]
     return facts + [Fact("Weaker than the default", text, weaker=True) for text in terms.weaker]
 
 
 def _account(record: Run, session: CoordinatorSession, began: float, gathered: float, worked: float) -> None:
-    record.update(rounds=session.rounds, bytes={"received": session.bytes_received, "sent": session.bytes_sent},
-                  timings={"gathering_s": gathered - began, "computing_s": worked - gathered},
-                  peak_memory_mb={COORDINATOR: peak_memory_mb()})
-
+    record.update(
+        rounds=session.rounds,
+        bytes={"received": session.bytes_received, "sent": session.bytes_sent},
+        timings={"gathering_s": gathered - began, "computing_s": worked - gathered},
+        peak_memory_mb={COORDINATOR: peak_memory_mb()},
+    )

@@ -17,7 +17,7 @@ from lpm.errors import InputError
 from lpm.estimators import evaluate
 from lpm.flame.model import Model
 
-__all__ = ["Audit", "LIMIT", "Verdict", "audit_gradients", "judge"]
+__all__ = ["LIMIT", "Audit", "Verdict", "audit_gradients", "judge"]
 
 LIMIT = 0.10
 """Bias beyond which no estimator is used without a warning."""
@@ -149,4 +149,6 @@ def audit_gradients(
         return Audit("tangent", f"the tangent's bias is {bias:.3f} ± {error:.3f}, below {LIMIT}", verdicts, runs)
     if bias - 2 * error > LIMIT:
         return Audit("fd", f"the tangent's bias is {bias:.3g} ± {error:.2g}, beyond {LIMIT}", verdicts, runs)
-    return Audit("fd", f"the tangent's bias ({bias:.2g} ± {error:.2g}) was not shown to be below {LIMIT}", verdicts, runs)
+    return Audit(
+        "fd", f"the tangent's bias ({bias:.2g} ± {error:.2g}) was not shown to be below {LIMIT}", verdicts, runs
+    )

@@ -1,7 +1,7 @@
 """A whole calibration: choose the gradient by an audit, fit the posterior, forecast, and say whether to believe it.
 
-It knows no simulator: a backend (this process, or a federation) evaluates losses and forecasts. Every run of the backend
-has a number of its own, which does not depend on how often the calibration was interrupted.
+It knows no simulator: a backend (this process, or a federation) evaluates losses and forecasts. Every run of the
+backend has a number of its own, which does not depend on how often the calibration was interrupted.
 """
 
 from __future__ import annotations
@@ -181,8 +181,11 @@ class Progress:
     def unpack(cls, packed: Mapping[str, Any]) -> Progress:
         """What `pack` packed."""
         choice, state = packed["choice"], packed["state"]
-        return cls(None if choice is None else Choice(*choice), packed["prior_score"],
-                   None if state is None else GviState.unpack(state))
+        return cls(
+            None if choice is None else Choice(*choice),
+            packed["prior_score"],
+            None if state is None else GviState.unpack(state),
+        )
 
     @property
     def step(self) -> int:

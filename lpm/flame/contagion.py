@@ -5,6 +5,7 @@ Stage graph, infectivity, susceptibility and networks are declared; the executor
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,14 +55,19 @@ def leave(
     Raises:
         InputError: unless exactly one of the first three is given.
     """
-    given = [(kind, value) for kind, value in
-             (("rate", rate), ("probability", probability), ("mean_days", mean_days)) if value is not None]
+    given = [
+        (kind, value)
+        for kind, value in (("rate", rate), ("probability", probability), ("mean_days", mean_days))
+        if value is not None
+    ]
     if len(given) != 1:
         raise InputError("leave takes exactly one of rate, probability and mean_days.")
     kind, value = given[0]
-    shares = None if to is None else {
-        target: None if share is None else np.asarray(share, dtype=np.float64) for target, share in to.items()
-    }
+    shares = (
+        None
+        if to is None
+        else {target: None if share is None else np.asarray(share, dtype=np.float64) for target, share in to.items()}
+    )
     if shares is not None and sum(share is None for share in shares.values()) > 1:
         raise InputError("Only one target of leave can take the rest (None).")
     return Leave(kind, expression(value), shares)
@@ -121,7 +127,9 @@ class Contagion(Protocol):
         for token in self.stages.split():
             match = re.fullmatch(r"([A-Za-z_]\w*)(?:\*([1-9]\d*))?", token)
             if not match or match.group(1) in self._parts:
-                raise InputError(f"The stage {token!r} of {self.name} is a new name, or a name with sub-stages as in E*2.")
+                raise InputError(
+                    f"The stage {token!r} of {self.name} is a new name, or a name with sub-stages as in E*2."
+                )
             parts = int(match.group(2) or 1)
             self._parts[match.group(1)] = list(range(len(names), len(names) + parts))
             names += [match.group(1) if parts == 1 else f"{match.group(1)}.{k + 1}" for k in range(parts)]
@@ -130,8 +138,10 @@ class Contagion(Protocol):
             raise InputError(f"{self.name} has {len(names)} stages: from 1 to 100.")
         self._over = {network: expression(value) for network, value in self.over.items()}
         self._leaves = dict(self._read_progression())
-        self._initial = {stage: value if isinstance(value, np.ndarray | Sequence) else expression(value)  # type: ignore[arg-type]
-                         for stage, value in self.initial.items()}
+        self._initial = {
+            stage: value if isinstance(value, np.ndarray | Sequence) else expression(value)  # type: ignore[arg-type]
+            for stage, value in self.initial.items()
+        }
 
     def stage(self, name: str) -> list[int]:
         """The sub-stages of a stage.
@@ -159,7 +169,9 @@ class Contagion(Protocol):
             self.stage(source)
             how = value if isinstance(value, Leave) else leave(rate=value)
             if (how.to is None) == (target is None):
-                raise InputError(f"The progression {key!r} of {self.name} names its target once: in the arrow, or by `to`.")
+                raise InputError(
+                    f"The progression {key!r} of {self.name} names its target once: in the arrow, or by `to`."
+                )
             if source in seen:
                 raise InputError(f"{self.name} leaves {source} twice: give one `leave` with all its targets.")
             seen.add(source)
@@ -210,7 +222,7 @@ class Contagion(Protocol):
         exits: dict[int, tuple[int, ...]] = {}
         for source, how in self._leaves.items():
             parts = self.stage(source)
-            for sub, following in zip(parts, parts[1:], strict=False):
+            for sub, following in itertools.pairwise(parts):
                 exits[sub] = (edge(sub, following),)
             assert how.to is not None
             exits[parts[-1]] = tuple(edge(parts[-1], self.stage(target)[0]) for target in _rest_last(how.to))
@@ -227,14 +239,20 @@ class Contagion(Protocol):
             if isinstance(value, Mapping):
                 unknown = set(value) - set(self._over) - {"default"}
                 if unknown:
-                    raise InputError(f"{self.name} does not spread over {', '.join(sorted(unknown))}, where {name} is infectious.")
+                    raise InputError(
+                        f"{self.name} does not spread over {', '.join(sorted(unknown))}, where {name} is infectious."
+                    )
         self._splits = {source: self._read_split(source, how, count) for source, how in self._leaves.items()}
-        self.spec = Spec(self._sub, classes, count, tuple(edges), infection, exits, susceptibility, networks, infectivity)
+        self.spec = Spec(
+            self._sub, classes, count, tuple(edges), infection, exits, susceptibility, networks, infectivity
+        )
 
     def _table(self, values: ArrayLike, count: int, what: str) -> NDArray[np.float64]:
         table = np.asarray(values, dtype=np.float64)
         if table.shape not in ((), (count,)) or not np.all(np.isfinite(table)) or np.any(table < 0):
-            raise InputError(f"The {what} of {self.name} has shape {table.shape}: one number from 0, or one per class ({count}).")
+            raise InputError(
+                f"The {what} of {self.name} has shape {table.shape}: one number from 0, or one per class ({count})."
+            )
         return np.broadcast_to(table, (count,)).copy()
 
     def _read_split(self, source: str, how: Leave, count: int) -> list[NDArray[np.float64]]:
@@ -243,11 +261,15 @@ class Contagion(Protocol):
         running, shares = np.zeros(count), []
         for target in _rest_last(how.to):
             share = how.to[target]
-            running = np.ones(count) if share is None else running + self._table(share, count, f"share {source} -> {target}")
+            running = (
+                np.ones(count) if share is None else running + self._table(share, count, f"share {source} -> {target}")
+            )
             shares.append(running)
         if np.any(np.abs(running - 1.0) > 1e-9) or any(np.any(s > 1.0 + 1e-9) for s in shares):
-            raise InputError(f"The shares of those who leave {source} of {self.name} don't sum to 1 in every class.",
-                             "Give None to one target to let it take the rest.")
+            raise InputError(
+                f"The shares of those who leave {source} of {self.name} don't sum to 1 in every class.",
+                "Give None to one target to let it take the rest.",
+            )
         shares[-1] = np.ones(count)
         return [np.minimum(s, 1.0) for s in shares]
 
@@ -264,7 +286,9 @@ class Contagion(Protocol):
             else:
                 positions = np.asarray(value, dtype=np.int64)
                 if positions.size and (positions.min() < 0 or positions.max() >= step.model.population.agents):
-                    raise InputError(f"An initial agent of {stage} is out of range: 0 to {step.model.population.agents - 1}.")
+                    raise InputError(
+                        f"An initial agent of {stage} is out of range: 0 to {step.model.population.agents - 1}."
+                    )
                 fixed[self.stage(stage)[0]] = positions
         if bool((total.detach() > 1.0).any()):
             raise InputError(f"The initial shares of {self.name} sum to more than 1.")
@@ -276,9 +300,12 @@ class Contagion(Protocol):
         return step.executor.emit(self.spec, step.arrays(self.name), self._tables(step, full=False), number)
 
     def transition(self, step: Step, action: Any) -> Change:
-        shared = {network.name: step.sums[f"{self.name}/{network.name}"] for network in self.spec.networks if network.shared}
+        shared = {
+            network.name: step.sums[f"{self.name}/{network.name}"] for network in self.spec.networks if network.shared
+        }
         state, flows, counts = step.executor.advance(
-            self.spec, step.arrays(self.name), self._tables(step, full=True), shared)
+            self.spec, step.arrays(self.name), self._tables(step, full=True), shared
+        )
         return Change(state=state, records={f"{self.name}.flow": flows, f"{self.name}.count": counts})
 
     def _tables(self, step: Step, *, full: bool) -> Tables:
@@ -288,19 +315,24 @@ class Contagion(Protocol):
         if not full:
             return Tables({}, {}, {}, np.empty(0, dtype=np.uint64), relative)
         lanes = step.lanes
-        factors = {name: (step.value(value) * step.env.get(f"scale/{name}", torch.ones((), dtype=torch.float64)))
-                   for name, value in self._over.items()}
-        sizes = {network.name: step.sizes[network.name] if network.normalise == "size" else None
-                 for network in self.spec.networks}
+        factors = {
+            name: (step.value(value) * step.env.get(f"scale/{name}", torch.ones((), dtype=torch.float64)))
+            for name, value in self._over.items()
+        }
+        sizes = {
+            network.name: step.sizes[network.name] if network.normalise == "size" else None
+            for network in self.spec.networks
+        }
         cumulative: dict[int, tuple[Tensor, ...]] = {}
         for source, how in self._leaves.items():
             parts = self.stage(source)
             value = step.value(how.value)
-            chance = {"rate": lambda v, k=len(parts): one_minus_exp(v * k), "probability": lambda v: v,
-                      "mean_days": lambda v, k=len(parts): k / v}[how.kind](value)
+            chance = _chance(how.kind, value, len(parts))
             if bool(((chance.detach() < 0) | (chance.detach() > 1) | torch.isnan(chance.detach())).any()):
-                raise InputError(f"Agents leave {source} of {self.name} with a probability outside 0 to 1 a day.",
-                                 "Raise its mean stay, or use fewer sub-stages.")
+                raise InputError(
+                    f"Agents leave {source} of {self.name} with a probability outside 0 to 1 a day.",
+                    "Raise its mean stay, or use fewer sub-stages.",
+                )
             chance = chance.expand(lanes)[None, :]
             for sub in parts[:-1]:
                 cumulative[sub] = (chance,)
@@ -315,3 +347,10 @@ class Contagion(Protocol):
 
 def _rest_last(to: Mapping[str, Any]) -> list[str]:
     return sorted(to, key=lambda target: to[target] is None)
+
+
+def _chance(kind: str, value: Tensor, parts: int) -> Tensor:
+    """Daily probability of leaving one of the sub-stages."""
+    if kind == "rate":
+        return one_minus_exp(value * parts)
+    return value if kind == "probability" else parts / value

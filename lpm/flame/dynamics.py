@@ -60,8 +60,9 @@ class Dynamics(Protocol):
 
     def start(self, step: Step) -> Change:
         shape = (step.model.population.agents, step.lanes)
-        return Change(state={key: torch.full(shape, float(value), dtype=torch.float64)
-                             for key, value in self.variables.items()})
+        return Change(
+            state={key: torch.full(shape, float(value), dtype=torch.float64) for key, value in self.variables.items()}
+        )
 
     def observe(self, step: Step) -> dict[str, Tensor]:
         seen = {}
@@ -81,6 +82,11 @@ class Dynamics(Protocol):
             return torch.stack([rates[name].expand(values.shape[1:]) for name in names])
 
         day = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        path = odeint(derivative, torch.stack([arrays[name] for name in names]), day, method="rk4",
-                      options={"step_size": 1.0 / self.substeps})
+        path = odeint(
+            derivative,
+            torch.stack([arrays[name] for name in names]),
+            day,
+            method="rk4",
+            options={"step_size": 1.0 / self.substeps},
+        )
         return Change(state=dict(zip(names, path[-1], strict=True)))

@@ -23,7 +23,20 @@ from lpm.parameters import Driver, Expression, expression
 if TYPE_CHECKING:
     from lpm.flame.model import Model
 
-__all__ = ["Above", "Event", "OnDate", "OnDay", "Scale", "Series", "SetDriver", "above", "on_date", "on_day", "scale", "set_driver"]
+__all__ = [
+    "Above",
+    "Event",
+    "OnDate",
+    "OnDay",
+    "Scale",
+    "Series",
+    "SetDriver",
+    "above",
+    "on_date",
+    "on_day",
+    "scale",
+    "set_driver",
+]
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ def on_date(date: str | dt.date, start: str | dt.date | None = None) -> OnDate:
 
 
 def above(what: Expression | str, value: Expression | float) -> Above:
-    """Once `what` (a driver by name, such as `contagion/city`: infectivity per person, or an expression) exceeds `value`."""
+    """Once `what` (a driver by name, such as `contagion/city`: infectivity per person) exceeds `value`."""
     return Above(Driver(what) if isinstance(what, str) else what, expression(value))
 
 
@@ -126,7 +139,9 @@ class Event(Protocol):
         if isinstance(self.when, OnDate):
             start = self.when.start or model.start
             if start is None:
-                raise InputError(f"The event {self.name} has a date, but the model has no start.", "Give Model(start=…).")
+                raise InputError(
+                    f"The event {self.name} has a date, but the model has no start.", "Give Model(start=…)."
+                )
             self._day = (self.when.date - start).days
         elif isinstance(self.when, OnDay):
             self._day = self.when.day
@@ -180,8 +195,12 @@ class Series(Protocol):
     def require_steps(self, steps: int) -> None:
         for key, values in self._values.items():
             if steps > values.size:
-                raise InputError(f"The series {key} has {values.size} steps, {steps} are asked for.",
-                                 "Give a longer series or a smaller --steps.")
+                raise InputError(
+                    f"The series {key} has {values.size} steps, {steps} are asked for.",
+                    "Give a longer series or a smaller --steps.",
+                )
 
     def transition(self, step: Step, action: Any) -> Change:
-        return Change(env={key: torch.tensor(values[step.t], dtype=torch.float64) for key, values in self._values.items()})
+        return Change(
+            env={key: torch.tensor(values[step.t], dtype=torch.float64) for key, values in self._values.items()}
+        )

@@ -20,7 +20,7 @@ from lpm.parameters import Parameter
 from lpm.population.people import Population
 from lpm.relax import attach
 
-__all__ = ["Count", "Flow", "Model", "Output", "count", "flow"]
+__all__ = ["Model", "Output", "count", "flow"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +87,21 @@ class Model:
     parameters: tuple[Parameter, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        for kind, names in (("network", [n.name for n in self.networks]), ("protocol", [p.name for p in self.protocols]),
-                            ("output", [*self.outputs, *self.private_outputs])):
+        for kind, names in (
+            ("network", [n.name for n in self.networks]),
+            ("protocol", [p.name for p in self.protocols]),
+            ("output", [*self.outputs, *self.private_outputs]),
+        ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise InputError(f"The {kind} {twice[0]} appears twice.")
         for network in self.networks:
             if network.agents > self.population.agents or (
-                    network.agents != self.population.agents and network.cell_of.size != network.cells):
-                raise InputError(f"The network {network.name} was made for {network.agents} agents, not "
-                                 f"{self.population.agents}.")
+                network.agents != self.population.agents and network.cell_of.size != network.cells
+            ):
+                raise InputError(
+                    f"The network {network.name} was made for {network.agents} agents, not {self.population.agents}."
+                )
         found: dict[str, Parameter] = {}
         for protocol in self.protocols:
             for expression in protocol.expressions():
@@ -106,7 +111,9 @@ class Model:
         object.__setattr__(self, "parameters", tuple(found.values()))
         for protocol in self.protocols:
             protocol.prepare(self)
-        object.__setattr__(self, "_readers", {name: _Reader(self, name, output) for name, output in self.recorded.items()})
+        object.__setattr__(
+            self, "_readers", {name: _Reader(self, name, output) for name, output in self.recorded.items()}
+        )
 
     @property
     def recorded(self) -> dict[str, Output]:
@@ -118,14 +125,18 @@ class Model:
         for network in self.networks:
             if network.name == name:
                 return network
-        raise InputError(f"There is no network {name!r}: there are {', '.join(n.name for n in self.networks) or 'none'}.")
+        raise InputError(
+            f"There is no network {name!r}: there are {', '.join(n.name for n in self.networks) or 'none'}."
+        )
 
     def protocol(self, name: str) -> Protocol:
         """A protocol by name."""
         for protocol in self.protocols:
             if protocol.name == name:
                 return protocol
-        raise InputError(f"There is no protocol {name!r}: there are {', '.join(p.name for p in self.protocols) or 'none'}.")
+        raise InputError(
+            f"There is no protocol {name!r}: there are {', '.join(p.name for p in self.protocols) or 'none'}."
+        )
 
     def class_count(self, attribute: str) -> int:
         """How many classes an attribute has."""
@@ -159,8 +170,10 @@ class _Reader:
         contagions = [p for p in model.protocols if isinstance(p, Contagion)]
         chosen = [p for p in contagions if output.protocol in (None, p.name)]
         if len(chosen) != 1:
-            raise InputError(f"The output {name} needs one contagion: give protocol= one of "
-                             f"{', '.join(p.name for p in contagions) or 'none'}.")
+            raise InputError(
+                f"The output {name} needs one contagion: give protocol= one of "
+                f"{', '.join(p.name for p in contagions) or 'none'}."
+            )
         contagion = chosen[0]
         spec = contagion.spec
         if output.kind == "flow":

@@ -38,8 +38,9 @@ def _one_minus_exp(x: float) -> float:
 
 
 @nb.njit(nogil=True, cache=True)
-def _sum_groups(stage: NDArray[np.int8], cell: NDArray[np.int64], words: NDArray[np.int64],
-                total: NDArray[np.int64]) -> None:
+def _sum_groups(
+    stage: NDArray[np.int8], cell: NDArray[np.int64], words: NDArray[np.int64], total: NDArray[np.int64]
+) -> None:
     for i in range(stage.shape[0]):
         g = cell[i]
         for k in range(stage.shape[1]):
@@ -47,8 +48,13 @@ def _sum_groups(stage: NDArray[np.int8], cell: NDArray[np.int64], words: NDArray
 
 
 @nb.njit(nogil=True, cache=True)
-def _sum_edges(stage: NDArray[np.int8], source: NDArray[np.int64], reader: NDArray[np.int64],
-               words: NDArray[np.int64], total: NDArray[np.int64]) -> None:
+def _sum_edges(
+    stage: NDArray[np.int8],
+    source: NDArray[np.int64],
+    reader: NDArray[np.int64],
+    words: NDArray[np.int64],
+    total: NDArray[np.int64],
+) -> None:
     for e in range(source.size):
         i, j = source[e], reader[e]
         for k in range(stage.shape[1]):
@@ -56,11 +62,21 @@ def _sum_edges(stage: NDArray[np.int8], source: NDArray[np.int64], reader: NDArr
 
 
 @nb.njit(nogil=True, cache=True)
-def _advance(stage: NDArray[np.int8], classes: NDArray[np.int64], cells: NDArray[np.int64],
-             hazard: NDArray[np.float64], susceptibility: NDArray[np.float64], uniform: NDArray[np.uint64],
-             infection_edge: NDArray[np.int64], infection_scale: NDArray[np.float64],
-             exit_edge: NDArray[np.int64], exit_threshold: NDArray[np.int64], target: NDArray[np.int64],
-             after: NDArray[np.int8], flows: NDArray[np.int64]) -> None:
+def _advance(
+    stage: NDArray[np.int8],
+    classes: NDArray[np.int64],
+    cells: NDArray[np.int64],
+    hazard: NDArray[np.float64],
+    susceptibility: NDArray[np.float64],
+    uniform: NDArray[np.uint64],
+    infection_edge: NDArray[np.int64],
+    infection_scale: NDArray[np.float64],
+    exit_edge: NDArray[np.int64],
+    exit_threshold: NDArray[np.int64],
+    target: NDArray[np.int64],
+    after: NDArray[np.int8],
+    flows: NDArray[np.int64],
+) -> None:
     agents, lanes = stage.shape
     networks = cells.shape[1]
     branches = exit_edge.shape[1]
@@ -98,8 +114,14 @@ class Fused:
 
     name = "cpu"
 
-    def start(self, spec: Spec, cumulative: Mapping[int, Tensor], fixed: Mapping[int, NDArray[np.int64]],
-              uniform: NDArray[np.uint64], lanes: int) -> dict[str, Tensor]:
+    def start(
+        self,
+        spec: Spec,
+        cumulative: Mapping[int, Tensor],
+        fixed: Mapping[int, NDArray[np.int64]],
+        uniform: NDArray[np.uint64],
+        lanes: int,
+    ) -> dict[str, Tensor]:
         word = uniform.astype(np.int64)[:, None]
         stage = np.zeros((spec.classes.size, lanes), dtype=np.int8)
         for s in reversed(list(cumulative)):
@@ -122,8 +144,9 @@ class Fused:
             _sum_groups(stage, place.cell_of, words, total)
         return Summed(torch.from_numpy(total))
 
-    def advance(self, spec: Spec, state: Mapping[str, Tensor], tables: Tables,
-                shared: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def advance(
+        self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, shared: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         stage = state["stage"].numpy()
         agents, lanes = stage.shape
         blocks, offset = [], 0
@@ -151,8 +174,21 @@ class Fused:
         after = np.empty_like(stage)
         flows = np.zeros((len(spec.edges), spec.class_count, lanes), dtype=np.int64)
         target = np.array([to for _, to in spec.edges], dtype=np.int64)
-        _advance(stage, spec.classes, cells, hazard, spec.susceptibility, tables.uniform, infection_edge,
-                 infection_scale, exit_edge, exit_threshold, target, after, flows)
+        _advance(
+            stage,
+            spec.classes,
+            cells,
+            hazard,
+            spec.susceptibility,
+            tables.uniform,
+            infection_edge,
+            infection_scale,
+            exit_edge,
+            exit_threshold,
+            target,
+            after,
+            flows,
+        )
         counts = np.zeros((count, spec.class_count, lanes), dtype=np.int64)
         _count(after, spec.classes, counts)
         return {"stage": torch.from_numpy(after)}, torch.from_numpy(flows), torch.from_numpy(counts)

@@ -27,8 +27,14 @@ class Reference:
 
     name = "reference"
 
-    def start(self, spec: Spec, cumulative: Mapping[int, Tensor], fixed: Mapping[int, NDArray[np.int64]],
-              uniform: NDArray[np.uint64], lanes: int) -> dict[str, Tensor]:
+    def start(
+        self,
+        spec: Spec,
+        cumulative: Mapping[int, Tensor],
+        fixed: Mapping[int, NDArray[np.int64]],
+        uniform: NDArray[np.uint64],
+        lanes: int,
+    ) -> dict[str, Tensor]:
         agents = spec.classes.size
         ones = torch.ones((agents, lanes), dtype=torch.float64)
         word = torch.from_numpy(uniform.astype(np.int64))[:, None]
@@ -56,8 +62,9 @@ class Reference:
         slope = torch.from_numpy(spec.infectivity[network])
         return _sum(spec.networks[network], state["stage"], slope, slope, tables.relative)
 
-    def advance(self, spec: Spec, state: Mapping[str, Tensor], tables: Tables,
-                shared: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def advance(
+        self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, shared: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         occupied = state["stage"]
         lanes = occupied.shape[1]
         hazard = torch.zeros(occupied.shape[:2], dtype=torch.float64)
@@ -119,4 +126,3 @@ def _by_class(values: Tensor, spec: Spec) -> Tensor:
     """Sum [agents, lanes, X] by class → [X, C, lanes]. Sums of 0 and 1 are exact in any order."""
     zeros = torch.zeros((spec.class_count, *values.shape[1:]), dtype=values.dtype)
     return zeros.index_add(0, torch.from_numpy(spec.classes), values).permute(2, 0, 1)
-

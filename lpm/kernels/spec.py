@@ -123,8 +123,14 @@ class Executor(Contract):
 
     name: str
 
-    def start(self, spec: Spec, cumulative: Mapping[int, Tensor], fixed: Mapping[int, NDArray[np.int64]],
-              uniform: NDArray[np.uint64], lanes: int) -> dict[str, Tensor]:
+    def start(
+        self,
+        spec: Spec,
+        cumulative: Mapping[int, Tensor],
+        fixed: Mapping[int, NDArray[np.int64]],
+        uniform: NDArray[np.uint64],
+        lanes: int,
+    ) -> dict[str, Tensor]:
         """The first state: everybody in sub-stage 0 except those drawn (`cumulative`) or named (`fixed`)."""
         ...
 
@@ -132,8 +138,9 @@ class Executor(Contract):
         """The shard's infectivity sums over one network."""
         ...
 
-    def advance(self, spec: Spec, state: Mapping[str, Tensor], tables: Tables,
-                shared: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def advance(
+        self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, shared: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """One step, given the opened sums of the shared networks.
 
         Returns:

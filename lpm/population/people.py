@@ -44,7 +44,9 @@ class Population:
         arrays = {name: np.asarray(values) for name, values in self.attributes.items()}
         for name, values in arrays.items():
             if values.shape != (self.agents,):
-                raise InputError(f"The attribute {name} has shape {values.shape}: one number for each of {self.agents}.")
+                raise InputError(
+                    f"The attribute {name} has shape {values.shape}: one number for each of {self.agents}."
+                )
         object.__setattr__(self, "agents", int(self.agents))
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "attributes", arrays)

@@ -47,11 +47,15 @@ class FederatedWorld:
         self._attempts[address] = attempt + 1
         return Round(trajectory=self._trajectory, step=step, tensor=tensor, attempt=attempt, parameters=self._task)
 
-    def add(self, tensor: str, step: int, words: NDArray[np.int64], *, digest: bytes, rescale: bool) -> NDArray[np.int64]:
+    def add(
+        self, tensor: str, step: int, words: NDArray[np.int64], *, digest: bytes, rescale: bool
+    ) -> NDArray[np.int64]:
         """See `World.add`."""
         if rescale:
             self.rescaled.append((self._trajectory, tensor, step))
-        return self.engine.open_to_parties(self._round(tensor, step), words, Flags(digest=digest, rescale=rescale, abort=""))
+        return self.engine.open_to_parties(
+            self._round(tensor, step), words, Flags(digest=digest, rescale=rescale, abort="")
+        )
 
     def tell_coordinator(self, tensor: str, words: NDArray[np.int64]) -> None:
         """Contribute to a sum that the coordinator alone opens (losses, gradients, listed outputs)."""

@@ -21,7 +21,9 @@ class LocalWorld:
     def begin(self, trajectory: int, parameters: bytes) -> None:
         """Nothing to agree on."""
 
-    def add(self, tensor: str, step: int, words: NDArray[np.int64], *, digest: bytes, rescale: bool) -> NDArray[np.int64]:
+    def add(
+        self, tensor: str, step: int, words: NDArray[np.int64], *, digest: bytes, rescale: bool
+    ) -> NDArray[np.int64]:
         """See `World.add`."""
         if rescale:
             raise RoundRefused(rescale=True)

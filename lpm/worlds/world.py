@@ -33,7 +33,9 @@ class World(Contract):
         """A new trajectory with these parameters (their hash); rounds are addressed by it."""
         ...
 
-    def add(self, tensor: str, step: int, words: NDArray[np.int64], *, digest: bytes, rescale: bool) -> NDArray[np.int64]:
+    def add(
+        self, tensor: str, step: int, words: NDArray[np.int64], *, digest: bytes, rescale: bool
+    ) -> NDArray[np.int64]:
         """Σ over all shards of `words`, modulo 2^64, opened to every shard.
 
         Args:
