@@ -102,7 +102,7 @@ def atomic_write(path: Path, content: bytes | Iterable[bytes], mode: int = 0o644
             stream.write(piece)
 
 
-def pack(content: Any) -> list[bytes]:  # noqa: ANN401 - a tree of plain values
+def pack(content: Any) -> list[bytes]:
     """Write a tree of plain values and arrays as bytes, without pickle.
 
     Args:
@@ -120,7 +120,7 @@ def pack(content: Any) -> list[bytes]:  # noqa: ANN401 - a tree of plain values
     return [struct.pack("<Q", len(text)), text, *blobs]
 
 
-def unpack(payload: bytes) -> Any:  # noqa: ANN401 - a tree of plain values
+def unpack(payload: bytes) -> Any:
     """Read back what `pack` wrote."""
     (length,) = struct.unpack_from("<Q", payload)
     return _decode(json.loads(payload[8 : 8 + length]), memoryview(payload)[8 + length :])
@@ -321,7 +321,7 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _encode(value: Any, where: str, blobs: list[bytes]) -> Any:  # noqa: ANN401 - a tree of plain values
+def _encode(value: Any, where: str, blobs: list[bytes]) -> Any:
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return value
     if isinstance(value, list):
@@ -354,7 +354,7 @@ def _offset(blobs: list[bytes]) -> int:
     return sum(map(len, blobs[:-1]))
 
 
-def _decode(value: Any, blobs: memoryview) -> Any:  # noqa: ANN401 - a tree of plain values
+def _decode(value: Any, blobs: memoryview) -> Any:
     if isinstance(value, list):
         return [_decode(item, blobs) for item in value]
     if not isinstance(value, dict):

@@ -54,7 +54,7 @@ class _Commands(TyperGroup):
                 return name, _load(point), rest
         return name, command, rest
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click
+    def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -68,7 +68,7 @@ class _Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         self.lowest, self.whole = lowest, whole
         self.name = "N"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
         flag = param.opts[0] if param else "the value"
         try:
             number = int(value) if self.whole else float(value)
@@ -311,6 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(arguments, error)
     except KeyboardInterrupt:
         return _fail(arguments, _interrupted())
+    except SystemExit as ended:  # a command whose processes have said themselves what went wrong
+        return _end(arguments, ended.code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
@@ -321,22 +323,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(arguments: Sequence[str], error: LpmError) -> int:
     from lpm import console
+
+    path = _mark(error.exit_code, str(error))
+    message, remedy = error.message, error.remedy.replace("lpm resume RUN", f"lpm resume {path or 'RUN'}")
+    console.error_line(message, remedy)
+    _answer(arguments, {"error": message, "remedy": remedy, "exit_code": error.exit_code, "run": path and str(path)})
+    return error.exit_code
+
+
+def _end(arguments: Sequence[str], code: str | int | None) -> int:
+    from lpm import console
+
+    code = code if isinstance(code, int) else int(code is not None)
+    if code == 0:
+        return 0
+    path = _mark(code, "")
+    if path is not None and code == Interrupted.exit_code:
+        console.note(f"Continue with `lpm resume {path}`.")
+    _answer(arguments, {"error": "", "remedy": "", "exit_code": code, "run": path and str(path)})
+    return code
+
+
+def _mark(code: int, error: str) -> Path | None:
+    """Leave the mark of a failure on the active run, if this process works on it; return its directory."""
     from lpm.runs import Run, active_run
 
     path = active_run()
-    if path is not None:
-        try:
-            run = Run.open(path)
-            if run.owned and run.status == "running":
-                run.update(status="paused" if error.exit_code == Interrupted.exit_code else "failed", error=str(error))
-        except LpmError:  # a full disk, or the directory is gone: the first error is the one to tell
-            pass
-    message, remedy = error.message, error.remedy.replace("lpm resume RUN", f"lpm resume {path or 'RUN'}")
-    console.error_line(message, remedy)
+    if path is None:
+        return None
+    try:
+        run = Run.open(path)
+        if run.owned and run.status == "running":
+            fields = {"error": error} if error else {}
+            run.update(status="paused" if code == Interrupted.exit_code else "failed", **fields)
+    except LpmError:  # a full disk, or the directory is gone: the first error is the one to tell
+        pass
+    return path
+
+
+def _answer(arguments: Sequence[str], failure: Mapping[str, Any]) -> None:
     if "--json" in arguments:
-        failure = {"error": message, "remedy": remedy, "exit_code": error.exit_code, "run": path and str(path)}
-        sys.stdout.write(json_module.dumps(failure) + "\n")
-    return error.exit_code
+        sys.stdout.write(json_module.dumps(dict(failure)) + "\n")
+        sys.stdout.flush()
 
 
 def _interrupted() -> Interrupted:
@@ -379,7 +407,7 @@ def _show(options: Options, work: Callable[[], Mapping[str, Any]]) -> None:
         console.summary(work())
 
 
-def _commands() -> Any:  # noqa: ANN401 - a module
+def _commands() -> Any:
     return importlib.import_module("lpm.commands")
 
 

@@ -137,7 +137,7 @@ def only_json_on_stdout() -> Iterator[IO[str]]:
             real.close()
 
 
-def format_number(value: Any) -> str:  # noqa: ANN401 - whatever a summary holds
+def format_number(value: Any) -> str:
     """A number for people: three significant digits, thousands apart."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "" if value is None else str(value)
@@ -165,7 +165,10 @@ def summary(found: Mapping[str, Any]) -> None:
     times = found.get("timings") or {}
     if times:
         console.print(
-            Text("Time: " + ", ".join(f"{_words(k)} {format_number(v)} s" for k, v in times.items()), style="dim")
+            Text(
+                "Time: " + ", ".join(f"{_words(k.removesuffix('_s'))} {format_number(v)} s" for k, v in times.items()),
+                style="dim",
+            )
         )
     for name in ("run", "report"):
         if found.get(name):
@@ -211,7 +214,7 @@ def _parameters(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _interval(found: Any) -> str:  # noqa: ANN401 - whatever a summary holds
+def _interval(found: Any) -> str:
     if not isinstance(found, Mapping):
         return format_number(found)
     return (
@@ -219,17 +222,26 @@ def _interval(found: Any) -> str:  # noqa: ANN401 - whatever a summary holds
     )
 
 
-def _records(title: str, scores: Any) -> Table:  # noqa: ANN401 - a mapping or a list of mappings
+def _records(title: str, scores: Any) -> Table:
     if isinstance(scores, Mapping):
-        table = _table(title, "", "log score")
-        for name, value in scores.items():
-            table.add_row(_words(name), format_number(value))
+        meaning = scores.get("meaning")
+        table = _table(f"{title}{f': {meaning}' if meaning else ''}", "", "score")
+        for name in ("posterior", "prior"):
+            if name in scores:
+                table.add_row(f"{name} predictive", _score(scores[name]))
+        for name in scores:
+            if name not in ("posterior", "prior", "meaning", "observations"):
+                table.add_row(_words(name), _score(scores[name]))
         return table
     columns = list(dict.fromkeys(name for row in scores for name in row))
     table = _table(title, *map(_words, columns))
     for row in scores:
         table.add_row(*(format_number(row.get(name)) for name in columns))
     return table
+
+
+def _score(value: Any) -> str:
+    return f"{value:,.2f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 def _words(name: object) -> str:

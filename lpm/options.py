@@ -121,7 +121,7 @@ class Options:
                 given[name] = Path(given[name])
         return cls(**given)
 
-    def with_(self, **changes: Any) -> Options:  # noqa: ANN401 - as dataclasses.replace
+    def with_(self, **changes: Any) -> Options:
         """A copy with some options changed."""
         return replace(self, **changes)
 

@@ -188,7 +188,7 @@ class Run:
             processes = processes.get("processes", [])
         return [process for process in processes if isinstance(process, dict)]
 
-    def update(self, **fields: Any) -> None:  # noqa: ANN401 - anything JSON can say
+    def update(self, **fields: Any) -> None:
         """Set fields of `run.json`, whole or not at all, also when several processes do so at once.
 
         Args:
@@ -345,7 +345,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def jsonable(value: Any) -> Any:  # noqa: ANN401 - anything JSON can say
+def jsonable(value: Any) -> Any:
     """Plain values for JSON.
 
     Args:

@@ -142,7 +142,7 @@ def test_a_torn_file_is_told_and_the_one_before_is_used(
     assert loaded is not None and loaded.content == {"step": 1}
     assert "torn" in caplog.text
     flip(tmp_path / "step-000000000001.lpm", 50)
-    with pytest.raises(CheckpointError, match="No checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole"):
         store.latest()
 
 

@@ -263,6 +263,43 @@ def test_errors_have_their_exit_code_and_leave_their_mark_on_the_run(
         assert log.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize(("code", "status"), [(3, "paused"), (1, "failed"), (0, "running")])
+def test_a_command_may_end_with_the_code_of_its_processes(
+    scenario: Path,
+    tmp_path: Path,
+    code: int,
+    status: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work(options: Options) -> dict[str, Any]:
+        Run.create(tmp_path / "run", options.to_command())
+        raise SystemExit(code)
+
+    replace_command(monkeypatch, work)
+    assert cli.main(["simulate", str(scenario), "--json"]) == code
+    shown = capsys.readouterr()
+    run = Run.open(tmp_path / "run")
+    assert run.status == status
+    assert (f"lpm resume {run.path}" in shown.err) == (code == 3)
+    assert shown.out == "" if code == 0 else json.loads(shown.out)["exit_code"] == code
+
+
+def test_a_run_of_another_process_is_not_marked(scenario: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Options(command="simulate", scenario=scenario).to_command())
+    program = """
+import sys, types
+import lpm.cli
+from lpm.runs import Run
+sys.modules["lpm.commands"] = types.SimpleNamespace(resume_command=lambda path, options: Run.open(path).reopen())
+sys.exit(lpm.cli.main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", program, "resume", str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Another process is working on" in done.stderr
+    assert run.status == "running" and "error" not in run.record()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_interrupt_leaves_a_resumable_run(scenario: Path, tmp_path: Path, number: signal.Signals) -> None:
     program = """

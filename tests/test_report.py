@@ -161,6 +161,26 @@ def test_the_page_compares_the_scores_as_they_are(material: Material) -> None:
     assert "n/a" in page(Material(scores=[Score("bronx", -1.0, float("nan"), -2.0)])).words
 
 
+def test_what_ran_is_told_as_it_is_recorded() -> None:
+    record = {
+        "scenario": {"name": "nyc"},
+        "status": "running",
+        "gradient": {"estimator": "fd", "reason": "the tangent failed its audit"},
+        "bytes": {"received": 2048, "sent": 3 * 2**20},
+        "timings": {"computing_s": 12.0},
+        "peak_memory_mb": {"coordinator": 512.0},
+    }
+    words = page(Material(), record).words
+    for text in (
+        "fd (the tangent failed its audit)",
+        "2.0 KiB received, 3.0 MiB sent",
+        "Time, computing 12.0 s",
+        "coordinator 512.0 MiB",
+    ):
+        assert text in words, text
+    assert "running" not in words and "paused" in page(Material(), {**record, "status": "paused"}).words
+
+
 def test_whatever_is_named_is_escaped(material: Material) -> None:
     evil = "<script>alert(1)</script>"
     text = render(

@@ -554,7 +554,7 @@ def _kernel(values: NDArray[np.float64], grid: NDArray[np.float64], width: float
     return np.asarray(density / (len(values) * width * np.sqrt(2 * np.pi)))
 
 
-def _number(value: Any) -> float:  # noqa: ANN401 - a record's field
+def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 

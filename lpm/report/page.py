@@ -29,7 +29,7 @@ _FACTS = {
     "control": "Control plane",
     "iterations": "Optimiser steps",
     "rounds": "Rounds",
-    "bytes": "Bytes sent",
+    "bytes": "Bytes",
     "resumed": "Times resumed",
     "started": "Started",
 }
@@ -106,15 +106,16 @@ def render(
         score_names=_SCORED,
         verdict_on_scores=_compare(material.scores),
         privacy=material.privacy,
-        processes=_processes(processes, record.get("peak_memory")),
+        processes=_processes(processes, _peaks(record)),
         versions=record.get("versions", {}),
         platform=record.get("platform", {}),
-        status=record.get("status", "running"),
+        # The page is the last thing a run writes: it would say `running` for ever.
+        status="" if record.get("status") == "running" else record.get("status", ""),
         command=_command(record.get("command")),
     )
 
 
-def number(value: Any) -> str:  # noqa: ANN401 - whatever a table holds
+def number(value: Any) -> str:
     """A number for people: three significant digits, thousands apart, a true minus; nothing for None."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "n/a"
@@ -150,8 +151,12 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         value = record.get(key)
         if value is None or value == "" or value == []:
             continue
-        if key == "bytes" and isinstance(value, (int, float)):
-            value = _size(value)
+        if key == "bytes":
+            parts = value.items() if isinstance(value, Mapping) else [("", value)]
+            value = ", ".join(f"{_size(count)} {name}".strip() for name, count in parts)
+        elif key == "gradient" and isinstance(value, Mapping):
+            reason = value.get("reason")
+            value = f"{value.get('estimator', '')}{f' ({reason})' if reason else ''}"
         elif key == "started":
             value = str(value).replace("T", " ").replace("+00:00", " UTC")
         elif key == "seed":
@@ -164,10 +169,14 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _timings(timings: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - as in run.json
+def _timings(timings: Any) -> list[tuple[str, str]]:
     if not isinstance(timings, Mapping):
         return []
-    return [(str(name).replace("_", " "), f"{number(value)} s") for name, value in timings.items()]
+    return [
+        (str(name).removesuffix("_s").replace("_", " "), f"{number(value)} s")
+        for name, value in timings.items()
+        if isinstance(value, (int, float))
+    ]
 
 
 def _size(count: float) -> str:
@@ -189,7 +198,7 @@ def _parameters(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
-def _bars(prior: Any, posterior: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - intervals or nothing
+def _bars(prior: Any, posterior: Any) -> list[dict[str, Any]]:
     """Where the two intervals lie on one scale, in per cent of its width."""
     intervals = [(name, x) for name, x in (("prior", prior), ("posterior", posterior)) if isinstance(x, Mapping)]
     ends = [float(x[end]) for _, x in intervals for end in ("low", "high") if x.get(end) is not None]
@@ -242,8 +251,7 @@ def _compare(scores: Sequence[Score]) -> str:
     return f"In all, the posterior predictive {' and '.join(words)} nats." if words else ""
 
 
-def _processes(processes: Sequence[Mapping[str, Any]], memory: Any) -> dict[str, Any]:  # noqa: ANN401 - as in run.json
-    memory = memory if isinstance(memory, Mapping) else {}
+def _processes(processes: Sequence[Mapping[str, Any]], memory: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for process in processes:
         row = dict(process)
@@ -262,11 +270,21 @@ def _processes(processes: Sequence[Mapping[str, Any]], memory: Any) -> dict[str,
     }
 
 
-def _memory(used: Any) -> str:  # noqa: ANN401 - bytes, or words
+def _peaks(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Peak memory per process, bytes."""
+    peaks = record.get("peak_memory")
+    megabytes = record.get("peak_memory_mb")
+    found = dict(peaks) if isinstance(peaks, Mapping) else {}
+    for name, used in (megabytes if isinstance(megabytes, Mapping) else {}).items():
+        found.setdefault(name, used * 2**20 if isinstance(used, (int, float)) else used)
+    return found
+
+
+def _memory(used: Any) -> str:
     return _size(used) if isinstance(used, (int, float)) else str(used)
 
 
-def _command(command: Any) -> str:  # noqa: ANN401 - as in run.json
+def _command(command: Any) -> str:
     if not isinstance(command, Mapping):
         return str(command or "")
     words = ["lpm", str(command.get("command", ""))]
