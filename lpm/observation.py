@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize
 from torch import Tensor
 
 from lpm.calibration import objective
@@ -57,7 +57,7 @@ class CountSeries:
 
     name: str
     output: str
-    values: NDArray[np.float64]
+    values: NDArray[np.float64] = field(repr=False)
     scale: Expression | None = None
     dispersion: Expression | None = None
     delay: NDArray[np.float64] | None = None
@@ -287,8 +287,7 @@ def _last_week(past: NDArray[np.float64]) -> float:
 
 
 def _negative_binomial(y: NDArray[np.float64], mean: NDArray[np.float64], dispersion: float) -> float:
-    values = stats.nbinom.logpmf(np.rint(y), 1.0 / dispersion, 1.0 / (1.0 + dispersion * mean))
-    return float(np.nansum(values))
+    return float(objective.negative_binomial(torch.from_numpy(y.copy()), torch.from_numpy(mean), dispersion))
 
 
 def _read_days(
@@ -304,12 +303,13 @@ def _read_days(
             comments += 1
     try:
         table = pd.read_csv(path, skiprows=comments, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read as a table: a header, then rows of as many cells.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
+        raise InputError(f"{path} can't be read as a table: a header, then rows of as many cells.") from None
     table.columns = table.columns.str.strip()
     for name in (date_column, column, *where):
         if name not in table.columns:
-            raise InputError(f"{path} has no column {name!r}: it has {', '.join(table.columns)}.")
+            # The names that are there stay untold: a file without a header has a row of counts in their place.
+            raise InputError(f"{path}, line {comments + 1}: the header has no column {name!r}.")
     # Line numbers as an editor shows them: the comment, the header, then rows from 1.
     table.index = pd.RangeIndex(comments + 2, comments + 2 + len(table))
     for name, text in where.items():

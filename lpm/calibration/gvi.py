@@ -227,6 +227,15 @@ def fit(
     return Fit(run.result(), tuple(run.records), not advice, advice, checkpoint)
 
 
+@dataclass(frozen=True)
+class _Moments:
+    """Mean [P] and sd [P] of the posterior in u, and its divergence from the prior in nats."""
+
+    mean: Tensor
+    sd: Tensor
+    kl: float
+
+
 class _Run:
     """The mutable middle of a fit."""
 
@@ -238,7 +247,7 @@ class _Run:
         self.posterior = Posterior(prior, flow, seed)
         # The affine part alone depends on no schedule, so such a fit may be continued beyond its first end.
         bent = bool(self.posterior.shape_parameters())
-        self.affine_iterations = iterations // 2 if bent else math.inf
+        self.affine_iterations: float = iterations // 2 if bent else math.inf
         self.settings: dict[str, Any] = {
             "names": list(prior.names),
             "priors": [f"{p.prior} in {p.bounds}" for p in prior.parameters],
@@ -248,6 +257,7 @@ class _Run:
             "seed": seed,
             "flow": flow,
             "iterations": iterations if bent else 0,
+            "affine_iterations": float(self.affine_iterations),
         }
         self.generator = torch.Generator().manual_seed(seed)
         self.iteration = 0
@@ -274,6 +284,10 @@ class _Run:
             )
         if start.kind == self.posterior.kind:
             self.posterior.load_state_dict(start.state_dict())
+            if start.shape_parameters():
+                # The affine steps know Gaussians only: a flow that is bent already goes on where it is.
+                self.affine_iterations = 0
+                self.settings["affine_iterations"] = 0.0
         else:
             self.posterior.set_affine(start.location, start.factor)
 
@@ -292,8 +306,10 @@ class _Run:
         )
 
     def restore(self, state: GviState) -> None:
-        if state.settings != self.settings:
-            other = [key for key in self.settings if state.settings.get(key) != self.settings[key]]
+        # Where the bending began depends on the posterior it started from, which only the first run was given.
+        self.settings["affine_iterations"] = self.affine_iterations = state.settings.get("affine_iterations", math.inf)
+        other = [key for key in self.settings if state.settings.get(key) != self.settings[key]]
+        if other:
             raise CheckpointError(
                 f"The checkpoint was made with other settings: {', '.join(other)} differ.",
                 "Resume with the settings of the first run, or begin anew.",
@@ -311,11 +327,14 @@ class _Run:
     def iterate(self, evaluate: Evaluate) -> IterationRecord:
         z = self._mirrored_noise()
         u, _ = self.posterior.push(z)
-        kl = self._kl()
         loss, slope, finite = self._evaluate(evaluate, u.detach())
-        model = None if len(self.u) == 0 else self._model()
-        if self.bending and model is not None:
-            self._bend(model, u, slope, finite)
+        moments = self._gaussian()
+        if self.bending:
+            many, log_q = self._many()
+            kl = _kl_of(many, log_q)
+            moments = _Moments(many.detach().mean(dim=0), many.detach().std(dim=0), float(kl.detach()))
+            if len(self.u):
+                self._bend(self._model(), u[finite], slope[finite], many, kl)
         self.u = torch.cat([self.u, u.detach()[finite]])
         self.gradient = torch.cat([self.gradient, slope[finite]])
         self.when = torch.cat([self.when, torch.full((int(finite.sum()),), self.iteration)])
@@ -325,7 +344,8 @@ class _Run:
             step = natural_step(model, self.weight)
             self.posterior.set_affine(step.location, step.factor)
             share = step.share
-        record = self._record(float(loss[finite].mean()), kl, int((~finite).sum()), share, model)
+            moments = dataclasses.replace(self._gaussian(), kl=moments.kl)
+        record = self._record(float(loss[finite].mean()), moments, int((~finite).sum()), share, model)
         self.records.append(record)
         self.iteration += 1
         return record
@@ -386,39 +406,34 @@ class _Run:
             )
         return loss, slope, finite
 
-    def _kl(self) -> float:
-        """KL(q ‖ prior) in nats: exact for a Gaussian, else over the draws that `_auxiliary` makes."""
-        if not self.posterior.shape_parameters():
-            mean, factor = self.posterior.location, self.posterior.factor
-            log_volume = torch.diagonal(factor).abs().log().sum()
-            return float(0.5 * (factor.square().sum() + mean.square().sum() - len(mean)) - log_volume)
-        with torch.no_grad():
-            u, log_q = self._auxiliary()
-            return float(_kl_of(u, log_q))
+    def _gaussian(self) -> _Moments:
+        """What is known in closed form while the posterior is Gaussian."""
+        mean, factor = self.posterior.location, self.posterior.factor
+        log_volume = torch.diagonal(factor).abs().log().sum()
+        kl = float(0.5 * (factor.square().sum() + mean.square().sum() - len(mean)) - log_volume)
+        return _Moments(mean, factor.square().sum(dim=1).sqrt(), kl)
 
-    def _auxiliary(self) -> tuple[Tensor, Tensor]:
-        """Many draws, that need no simulation, for the terms of the objective that are known in closed form."""
+    def _many(self) -> tuple[Tensor, Tensor]:
+        """Draws u and log q(u) for the terms of the objective that need no simulation."""
         half = self.posterior.noise(_KL_DRAWS // 2, self.generator)
         return self.posterior.push(torch.cat([half, -half]))
 
     def _new_adam(self) -> torch.optim.Adam:
         return torch.optim.Adam(self.posterior.shape_parameters(), lr=self.learning_rate, betas=(0.9, 0.98))
 
-    def _bend(self, model: GradientModel, u: Tensor, slope: Tensor, finite: Tensor) -> None:
+    def _bend(self, model: GradientModel, u: Tensor, slope: Tensor, many: Tensor, kl: Tensor) -> None:
         """One Adam step on what is not affine, along the reparameterised gradient of the objective."""
         if self.adam is None:
             self.adam = self._new_adam()
-        first = int(self.affine_iterations)
+        first = min(int(self.affine_iterations), self.iterations)
         done = (self.iteration - first) / max(self.iterations - first, 1)
         for group in self.adam.param_groups:
             group["lr"] = self.learning_rate * (0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * done)))
         # What the quadratic model explains is integrated over many draws, only the rest over the few simulated ones.
-        rest = (slope - model.predict(u.detach()))[finite]
+        rest = slope - model.predict(u.detach())
         length = (rest @ model.factor).norm(dim=1)
         rest = rest * (3.0 * model.scatter / length.clamp_min(1e-300)).clamp(max=1.0)[:, None]
-        many, log_q = self._auxiliary()
-        objective = model.quadratic(many).mean() + (rest * u[finite]).sum() / len(rest)
-        objective = objective / self.weight + _kl_of(many, log_q)
+        objective = (model.quadratic(many).mean() + (rest * u).sum() / len(rest)) / self.weight + kl
         self.adam.zero_grad()
         objective.backward()
         torch.nn.utils.clip_grad_norm_(self.posterior.shape_parameters(), 10.0)
@@ -430,13 +445,10 @@ class _Run:
             self.average["sum"] = {name: sums[name] + weights[name] if sums else weights[name] for name in names}
             self.average["count"] += 1
 
-    def _record(self, loss: float, kl: float, dropped: int, share: float, model: GradientModel) -> IterationRecord:
-        if self.posterior.shape_parameters():
-            with torch.no_grad():
-                u, _ = self._auxiliary()
-            mean, sd = u.mean(dim=0), u.std(dim=0)
-        else:
-            mean, sd = self.posterior.location, self.posterior.factor.square().sum(dim=1).sqrt()
+    def _record(
+        self, loss: float, moments: _Moments, dropped: int, share: float, model: GradientModel
+    ) -> IterationRecord:
+        mean, sd, kl = moments.mean, moments.sd, moments.kl
         drift = widening = math.inf
         if self.iteration >= 3:
             before = self.records[2 * self.iteration // 3]

@@ -25,6 +25,10 @@ _REACH = 1.0
 _SHRINK = 4.0
 """Largest factor by which a variance changes in one step."""
 
+_PASSES = 4
+_OUTLIER = 3.0
+"""A draw that the regression misses by so many times the median has half its weight."""
+
 _SPREAD = 4.0
 """Squared standardised distance per parameter at which a draw's weight has fallen to a quarter."""
 
@@ -95,11 +99,14 @@ def model_of_gradients(
     near = (1.0 + x.square().sum(dim=1) / (size * _SPREAD)).pow(-2)
     # With this curvature and no slope the present posterior would be its own optimum.
     anchor = weight * (torch.eye(size, dtype=u.dtype) - factor.T @ factor)
-    weights = near
+    # Robust regression: begin with long gradients held short, then trust each draw by what is left unexplained. A rest
+    # that is small against the posterior's own gradients, which are of the size of the weight, is never held an outlier.
+    length = h.norm(dim=1)
+    weights = near * (2.0 * length.median() / length.clamp_min(1e-300)).clamp(max=1.0)
     slope, curvature, rest = _symmetric_regression(x, h, weights, anchor)
-    for _ in range(2):
+    for _ in range(_PASSES):
         length = rest.norm(dim=1)
-        weights = near * (2.0 * length.median() / length.clamp_min(1e-300)).clamp(max=1.0)
+        weights = near / (1.0 + (length / (_OUTLIER * length.median() + 0.1 * weight)).square())
         slope, curvature, rest = _symmetric_regression(x, h, weights, anchor)
     return GradientModel(
         location.clone(),
@@ -159,4 +166,5 @@ def _standard_error(rest: Tensor, weights: Tensor, when: Tensor) -> Tensor:
     groups = int(group.max()) + 1
     sums = torch.zeros(groups, rest.shape[1], dtype=rest.dtype).index_add_(0, group, rest * weights[:, None])
     scale = (groups / max(groups - 1, 1)) ** 0.5 / float(weights.sum())
-    return scale * sums.square().sum(dim=0).sqrt()
+    error: Tensor = scale * sums.square().sum(dim=0).sqrt()
+    return error
