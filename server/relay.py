@@ -190,7 +190,7 @@ class CoordinatorSession(Listener):
         """See `Listener.connected`."""
         with self._changed:
             if self._ending or self._failure is not None:
-                raise SessionRefused("The session has ended.")
+                raise SessionRefused(f"The session has ended{'' if self._failure is None else f': {self._failure}'}")
             welcome = self._machine.welcome(party)
             self._connected.add(party)
             return welcome
@@ -235,7 +235,8 @@ class CoordinatorSession(Listener):
         elif isinstance(news, Done):
             self._done[news.number][party] = news.release
         elif isinstance(news, Leave):
-            return PeerLost(party, news.reason or "it left the session")
+            # Who gives up before the session is formed is missing, not lost; it may come again.
+            return None if self._machine.forget(party) else PeerLost(party, news.reason or "it left the session")
         elif isinstance(news, Refused):
             return SessionRefused(f"{party} refused the session: {news.reason}")
         self._changed.notify_all()
@@ -260,11 +261,9 @@ class CoordinatorSession(Listener):
             self._machine.phase = Phase.ENDED
             self._changed.notify_all()
         _log.warning("%s", failure)
-        lost = isinstance(failure, PeerLost)
         message = Lost(failure.party, failure.reason) if isinstance(failure, PeerLost) else Refused(str(failure))
-        for party in self.parties:
-            if not (lost and party == failure.party):
-                self._send(party, message.encode())
+        for party in self.parties:  # also the lost one: it may only have been slow
+            self._send(party, message.encode())
         self._end_all()
 
     def _end_all(self) -> None:

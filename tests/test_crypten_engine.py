@@ -32,7 +32,7 @@ def _round(step: int = 0, tensor: str = "city", attempt: int = 0, trajectory: in
 def _all(sums: Sequence[SecureSum], act: Callable[[int, SecureSum], Any]) -> list[Any]:
     """Each party's result, or what it raised."""
 
-    def safely(place: int) -> Any:  # noqa: ANN401 - whatever a test's party returns
+    def safely(place: int) -> Any:
         try:
             return act(place, sums[place])
         except LpmError as problem:
@@ -193,7 +193,7 @@ class _Meddler(MemoryHub):
         super().__init__(parties)
         self._change = change
 
-    def answer(self, party: int, header: Header, bodies: Sequence[bytes]) -> Any:  # noqa: ANN401
+    def answer(self, party: int, header: Header, bodies: Sequence[bytes]) -> Any:
         composed = super().answer(party, header, bodies)
         if party == 0 and composed.parcels:
             parcels = [list(each) for each in composed.parcels]
@@ -247,7 +247,7 @@ def test_a_replayed_message_is_noticed() -> None:
 
 def test_a_relay_that_hides_a_diverged_environment_is_noticed() -> None:
     class Blind(RoundComposer):
-        def add(self, party: int, header: Header, bodies: Sequence[bytes | memoryview]) -> Any:  # noqa: ANN401
+        def add(self, party: int, header: Header, bodies: Sequence[bytes | memoryview]) -> Any:
             return super().add(party, replace(header, digest=bytes(32)), bodies)
 
     hub, sums = in_memory_sums(3)

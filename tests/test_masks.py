@@ -23,7 +23,7 @@ from lpm.privacy.secure_sum import require_enough
 from lpm.ring import decode, encode, require_headroom
 
 
-def _read(vectors: Path, name: str) -> Any:  # noqa: ANN401 - JSON
+def _read(vectors: Path, name: str) -> Any:
     return json.loads((vectors / name).read_text())
 
 
