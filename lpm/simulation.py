@@ -11,6 +11,7 @@ function of parameters, state and opened sums, so
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,21 @@ from lpm.worlds.world import Exponents, World
 __all__ = ["Keeper", "Trajectory", "choose_executor", "run"]
 
 Arrays = dict[str, Tensor]
+
+_FORWARD_MODE = threading.Lock()
+"""Torch keeps the level of forward-mode differentiation once per process: two threads must not be in it together."""
+
+
+def _push(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """Tangents of a function along a batch of directions.
+
+    Args:
+        function: of `primals`.
+        primals: where.
+        tangents: as `primals`, each with a leading axis of directions.
+    """
+    with _FORWARD_MODE:
+        return vmap(lambda *direction: jvp(function, primals, direction)[1])(*tangents)
 
 
 @dataclass(frozen=True)
@@ -360,9 +376,7 @@ class _Forward(_Plain):
 
     def start(self) -> None:
         super().start()
-        self.tangents = vmap(
-            lambda d: jvp(lambda theta: _split(self.loop.start(theta))[0], (self.loop.theta,), (d,))[1]
-        )(self.directions)
+        self.tangents = _push(lambda theta: _split(self.loop.start(theta))[0], (self.loop.theta,), (self.directions,))
 
     def step(self, t: int) -> Arrays:
         floats, others = _split(self.carry)
@@ -374,7 +388,7 @@ class _Forward(_Plain):
 
         pushed = {}
         if summed:
-            pushed = vmap(lambda d, f: jvp(soft_sums, (theta, floats), (d, f))[1])(self.directions, self.tangents)
+            pushed = _push(soft_sums, (theta, floats), (self.directions, self.tangents))
         named = {f"{key}~{k}": value[k].numpy() for key, value in pushed.items() for k in range(len(self.directions))}
         sums, opened = self.open(t, summed, named)
         moved = {
@@ -386,9 +400,7 @@ class _Forward(_Plain):
             return _split(carry)[0], self.loop.model.values(records)
 
         self.carry, records = self.loop.advance(t, theta, self.carry, sums)
-        self.tangents, outputs = vmap(lambda d, f, s: jvp(values, (theta, floats, sums), (d, f, s))[1])(
-            self.directions, self.tangents, moved
-        )
+        self.tangents, outputs = _push(values, (theta, floats, sums), (self.directions, self.tangents, moved))
         self.recorded.append(outputs)
         self.rounds.see(self.loop._env(self.carry))
         return records

@@ -1,0 +1,126 @@
+"""A trajectory has the same bits in one process and across institutions; losses and gradients agree to 1e-9 (A1, A2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lpm.errors import InputError
+from lpm.evidence import Evidence
+from lpm.scenario import load
+from lpm.simulation import run
+from lpm.worlds.world import Disclosure
+from tests import models
+from tests.federation.harness import federate, total
+
+ROOT = Path(__file__).resolve().parents[2]
+NYC = ROOT / "simulations" / "nyc_boroughs"
+
+
+def _theta(model):
+    return np.array([[models.THETA[parameter.name] for parameter in model.parameters]])
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(parties=st.integers(3, 5), shuffle=st.integers(0, 2**32 - 1))
+def test_any_assignment_of_whole_households_gives_the_same_bits(parties, shuffle):
+    whole = models.town(300)
+    theta = _theta(whole)
+    local = run(whole, theta, steps=12, seed=3)
+    labels = models.households(300)
+    owner = np.random.default_rng(shuffle).integers(0, parties, labels.size)
+    shards = [models.town(300, keep=labels[owner == p]) for p in range(parties)]
+    runs, _ = federate([lambda world, m=m: run(m, theta, steps=12, seed=3, world=world) for m in shards])
+    assert np.array_equal(total([each.words for each in runs]), local.words)
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+def test_derivatives_cross_institutions(derivative):
+    whole = models.town(240)
+    theta = _theta(whole)
+    rng = np.random.default_rng(2)
+    weights = rng.normal(size=(2, 10, 3, 1))
+    pick = {"cotangent": lambda outputs: weights} if derivative == "reverse" else {}
+    local = run(whole, theta, steps=10, seed=3, derivative=derivative, **pick)
+    labels = models.households(240)
+    shards = [models.town(240, keep=labels[p::3]) for p in range(3)]
+    runs, _ = federate(
+        [lambda world, m=m: run(m, theta, steps=10, seed=3, world=world, derivative=derivative, **pick) for m in shards]
+    )
+    assert np.array_equal(total([each.words for each in runs]), local.words)
+    name = "tangents" if derivative == "forward" else "gradient"
+    mine, theirs = sum(getattr(each, name) for each in runs), getattr(local, name)
+    assert np.abs(theirs).max() > 1
+    assert np.abs(mine - theirs).max() <= 1e-9 * np.abs(theirs).max()
+
+
+BOROUGHS = ("bronx", "brooklyn", "manhattan", "queens", "staten_island")
+
+
+@pytest.mark.parametrize(
+    "parties",
+    [tuple((name,) for name in BOROUGHS), (("queens", "bronx"), ("staten_island", "manhattan"), ("brooklyn",))],
+    ids=["five boroughs", "three parties"],
+)
+def test_new_york_is_the_same_city_however_it_is_held(parties, request):
+    scenario = load(NYC).with_options(steps=45)
+    model = request.getfixturevalue("whole_city")
+    theta = np.array([[scenario.defaults[parameter.name] for parameter in model.parameters]])
+    local = run(model, theta, steps=45, seed=11)
+    shards = [scenario.build(names) for names in parties]
+    rule = Disclosure(scenario.minimum_people, scenario.minimum_institutions)
+    runs, _ = federate([lambda w, m=m: run(m, theta, steps=45, seed=11, world=w) for m in shards], disclosure=rule)
+    public = len(scenario.outputs)
+    together = total([each.words[:, :public] for each in runs])
+    assert np.array_equal(together, local.words[:, :public])
+    # What is one institution's own is the same too, in whichever shard it is held.
+    for own, each in zip(shards, runs, strict=True):
+        for k, name in enumerate(own.recorded):
+            assert np.array_equal(each.words[:, k], local.words[:, list(model.recorded).index(name)]) or k < public
+    assert (local.outputs[:, 0].sum(0) > 1e5).all()  # infections: an epidemic worth the name
+
+
+def test_new_york_is_the_same_in_any_order_of_agents(whole_city):
+    reference = run(whole_city, _default(whole_city), steps=30, seed=11, executor="reference")
+    fused = run(whole_city, _default(whole_city), steps=30, seed=11, executor="cpu")
+    assert np.array_equal(reference.words, fused.words)
+
+
+@pytest.fixture(scope="module")
+def whole_city():
+    return load(NYC).build()
+
+
+def _default(model):
+    values = load(NYC).defaults
+    return np.array([[values[parameter.name] for parameter in model.parameters]])
+
+
+@pytest.mark.parametrize("estimator", ["fd", "tangent"])
+def test_federated_losses_and_gradients_equal_the_central_ones(estimator):
+    scenario = load(NYC).with_options(steps=14, agents=2000)
+    parameters = {"parameters": scenario.parameters, "steps": 14, "held_out": 2, "seed": 5, "step": 0.05}
+    names = [p.name for p in scenario.parameters]
+    theta = np.array([[scenario.defaults[name] for name in names], [0.9 * scenario.defaults[name] for name in names]])
+    whole = Evidence(scenario.build(), [scenario.observation(b) for b in scenario.institutions], **parameters)
+    loss, gradient = whole.evaluate(theta, 3, estimator=estimator)
+    shards = [Evidence(scenario.build([b]), [scenario.observation(b)], **parameters) for b in scenario.institutions]
+    found, _ = federate([lambda w, e=e: e.evaluate(theta, 3, estimator=estimator, world=w) for e in shards])
+    assert np.abs(sum(each[0] for each in found) - loss).max() <= 1e-9 * np.abs(loss).max()
+    assert np.abs(sum(each[1] for each in found) - gradient).max() <= 1e-9 * np.abs(gradient).max()
+
+
+def test_small_groups_are_refused_by_name_before_any_infection_is_summed():
+    labels = models.households(300)
+    theta = _theta(models.town(300))
+    shards = [
+        models.town(300, keep=labels[:1]),
+        models.town(300, keep=labels[1:60]),
+        models.town(300, keep=labels[60:]),
+    ]
+    with pytest.raises(InputError, match=r"Group \d+ of city is too small"):
+        federate([lambda w, m=m: run(m, theta, steps=3, seed=1, world=w) for m in shards], disclosure=Disclosure(10, 3))
