@@ -193,7 +193,7 @@ class PartySession:
 
     async def _stream(self) -> None:
         pause = 0.1
-        while True:
+        while not self._finished:
             credentials = grpc.ssl_channel_credentials(
                 self._identity.authority, self._identity.tls_key, self._identity.tls_certificate
             )

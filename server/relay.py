@@ -33,6 +33,8 @@ __all__ = ["CoordinatorSession", "gather"]
 
 _log = logging.getLogger(__name__)
 _FAREWELL_SECONDS = 5.0
+_TASK_DEADLINES = 10
+"""A task ends with work of each party's own, so it may take several rounds' time after the first party is done."""
 _FINISH = Task("finish", 2**64 - 1, np.zeros((0, 0)))
 
 
@@ -58,7 +60,7 @@ class CoordinatorSession(Listener):
         self._totals: dict[tuple[bytes, str], deque[NDArray[np.int64]]] = defaultdict(deque)
         self._done: dict[int, dict[str, Release | None]] = defaultdict(dict)
         self._connected: set[str] = set()
-        self._timers: dict[Round, _Cancellable] = {}
+        self._timers: dict[Round | int, _Cancellable] = {}
         self._traffic = (0, 0)
 
     def __enter__(self) -> Self:
@@ -223,17 +225,19 @@ class CoordinatorSession(Listener):
 
     def _take(self, party: str, news: Message | Composed | None) -> LpmError | None:
         if isinstance(news, Share):
-            self._watch(news.header.round)
+            self._watch(news.header.round, self._deadline)
             return None  # nobody waits for a share alone
         if isinstance(news, Composed):
             self.rounds += 1
-            if (timer := self._timers.pop(news.round, None)) is not None:
-                timer.cancel()
+            self._unwatch(news.round)
             if news.total is None:
                 return None
             self._totals[news.round.parameters, news.round.tensor].append(news.total)
         elif isinstance(news, Done):
             self._done[news.number][party] = news.release
+            self._watch(news.number, _TASK_DEADLINES * self._deadline)
+            if len(self._done[news.number]) == len(self.parties):
+                self._unwatch(news.number)
         elif isinstance(news, Leave):
             # Who gives up before the session is formed is missing, not lost; it may come again.
             return None if self._machine.forget(party) else PeerLost(party, news.reason or "it left the session")
@@ -242,16 +246,24 @@ class CoordinatorSession(Listener):
         self._changed.notify_all()
         return None
 
-    def _watch(self, round: Round) -> None:
-        if round not in self._timers:
+    def _watch(self, what: Round | int, seconds: float) -> None:
+        """From the first party's answer in a round, or to a task, the others have so long."""
+        if what not in self._timers:
             assert self._server is not None
-            self._timers[round] = self._server.loop.call_later(self._deadline, self._overdue, round)
+            self._timers[what] = self._server.loop.call_later(seconds, self._overdue, what, seconds)
 
-    def _overdue(self, round: Round) -> None:
+    def _unwatch(self, what: Round | int) -> None:
+        if (timer := self._timers.pop(what, None)) is not None:
+            timer.cancel()
+
+    def _overdue(self, what: Round | int, seconds: float) -> None:
         with self._changed:
-            late = self._machine.waiting_for(round)
+            if isinstance(what, Round):
+                late = self._machine.waiting_for(what)
+            else:
+                late = [party for party in self.parties if party not in self._done[what]]
         if late:
-            self._fail(PeerLost(", ".join(late), f"no answer within {self._deadline:g} s"))
+            self._fail(PeerLost(", ".join(late), f"no answer within {seconds:g} s"))
 
     def _fail(self, failure: LpmError) -> None:
         with self._changed:

@@ -175,7 +175,7 @@ _MANIFEST = Manifest(
 
 def test_a_manifest_comes_back_whole() -> None:
     again = Manifest.decode(_MANIFEST.encode())
-    assert again == _MANIFEST and again.digest() == _MANIFEST.digest()
+    assert again == _MANIFEST and again.digest == _MANIFEST.digest
     assert again.parties == ("bronx", "queens")
 
 
@@ -188,8 +188,8 @@ def test_every_field_of_a_manifest_changes_its_digest() -> None:
         (b'"fraction_bits":32', b'"fraction_bits":31'),
     ):  # fmt: skip
         assert old in data
-        digests.add(Manifest.decode(data.replace(old, new, 1)).digest())
-    assert len(digests | {_MANIFEST.digest()}) == 8
+        digests.add(Manifest.decode(data.replace(old, new, 1)).digest)
+    assert len(digests | {_MANIFEST.digest}) == 8
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def _forge(identities: Mapping[str, Identity], change: Callable[[Manifest], Mani
     def lie(message: Message) -> Message:
         assert isinstance(message, Offer)
         manifest = change(Manifest.decode(message.manifest))
-        signature = identities[COORDINATOR].sign(b"offer", manifest.digest())
+        signature = identities[COORDINATOR].sign(b"offer", manifest.digest)
         return Offer(manifest.encode(), identities[COORDINATOR].certificate, signature)
 
     return lie

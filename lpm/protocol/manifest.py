@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -131,6 +132,7 @@ class Manifest:
         ]
         return _canonical({"version": _VERSION, "session": self.session.hex(), "roster": roster, "terms": terms})
 
+    @functools.cached_property
     def digest(self) -> bytes:
         """32 bytes that stand for the manifest in every key of the session."""
         return hashlib.sha256(b"lpm/manifest/v1" + self.encode()).digest()

@@ -179,7 +179,7 @@ class PartyMachine:
         manifest = Manifest.decode(offer.manifest)
         now = self._now or datetime.now(UTC)
         key = verify_certificate(offer.certificate, COORDINATOR, self._identity.authority, now)
-        verify_signature(key, COORDINATOR, b"offer", manifest.digest(), offer.signature)
+        verify_signature(key, COORDINATOR, b"offer", manifest.digest, offer.signature)
         if manifest.session != self._session:
             raise SessionRefused("The manifest is of another session than the coordinator's welcome.")
         if self._session_name and manifest.terms.session != self._session_name:
@@ -212,13 +212,13 @@ class PartyMachine:
             self._check(manifest)
         self.manifest = manifest
         self.phase = Phase.SIGNING
-        return Signature(self._identity.sign(b"manifest", manifest.digest())).encode()
+        return Signature(self._identity.sign(b"manifest", manifest.digest)).encode()
 
     def _key(self, signatures: Sequence[bytes]) -> bytes:
         assert self.manifest is not None and self._ephemeral is not None
         if len(signatures) != len(self._signers):
             raise SessionRefused(f"The manifest has {len(signatures)} signatures for {len(self._signers)} parties.")
-        digest = self.manifest.digest()
+        digest = self.manifest.digest
         for entry, key, signature in zip(self.manifest.roster, self._signers, signatures, strict=True):
             verify_signature(key, entry.party, b"manifest", digest, signature)
         me = self.manifest.parties.index(self._identity.name)
@@ -399,13 +399,13 @@ class CoordinatorMachine:
         if self.missing:
             return []
         self.manifest = Manifest(self.session, tuple(self._entries[name] for name in self.parties), self._terms)
-        signature = self._identity.sign(b"offer", self.manifest.digest())
+        signature = self._identity.sign(b"offer", self.manifest.digest)
         self.phase = Phase.SIGNING
         return self._to_all(Offer(self.manifest.encode(), self._identity.certificate, signature))
 
     def _signed(self, party: str, signature: bytes) -> list[tuple[str, bytes]]:
         assert self.manifest is not None
-        verify_signature(self._signers[party], party, b"manifest", self.manifest.digest(), signature)
+        verify_signature(self._signers[party], party, b"manifest", self.manifest.digest, signature)
         self._signatures[party] = signature
         if len(self._signatures) < len(self.parties):
             return []
