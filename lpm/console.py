@@ -157,12 +157,16 @@ def summary(found: Mapping[str, Any]) -> None:
     for index, line in enumerate([headline] if isinstance(headline, str) else headline or []):
         console.print(Text(str(line), style="bold" if index == 0 else ""))
     if found.get("outputs"):
+        console.print()
         console.print(_outputs(found["outputs"]))
     if found.get("parameters"):
+        console.print()
         console.print(_parameters(found["parameters"]))
     if found.get("scores"):
-        console.print(_records("Held-out log score (higher is better)", found["scores"]))
+        console.print()
+        console.print(_scores(found["scores"]))
     times = found.get("timings") or {}
+    console.print()
     if times:
         console.print(
             Text(
@@ -175,15 +179,15 @@ def summary(found: Mapping[str, Any]) -> None:
             console.print(Text(f"{name.capitalize()}: {found[name]}"), soft_wrap=True)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+def _table(*columns: str) -> Table:
+    table = Table(header_style="dim", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
     return table
 
 
 def _outputs(outputs: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = _table("Outputs", "", "peak", "on", "total", "unit")
+    table = _table("output", "peak", "on", "total", "unit")
     for name, row in outputs.items():
         table.add_row(
             _words(name),
@@ -197,13 +201,13 @@ def _outputs(outputs: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _parameters(rows: Sequence[Mapping[str, Any]]) -> Table:
     if not any(isinstance(row.get("posterior"), Mapping) for row in rows):
-        table = _table("Parameters", "", "value", "unit")
+        table = _table("parameter", "value", "unit")
         for row in rows:
             value = row.get("value", row.get("prior", ""))
             text = _interval(value) if isinstance(value, Mapping) else format_number(value)
             table.add_row(_words(row.get("label") or row["name"]), text, str(row.get("unit") or ""))
         return table
-    table = _table("Parameters: median (90 % interval)", "", "prior", "posterior", "unit")
+    table = _table("median (90 % interval)", "prior", "posterior", "unit")
     for row in rows:
         table.add_row(
             _words(row.get("label") or row["name"]),
@@ -218,14 +222,14 @@ def _interval(found: Any) -> str:
     if not isinstance(found, Mapping):
         return format_number(found)
     return (
-        f"{format_number(found.get('median'))} ({format_number(found.get('low'))} – {format_number(found.get('high'))})"
+        f"{format_number(found.get('median'))} ({format_number(found.get('low'))}–{format_number(found.get('high'))})"
     )
 
 
-def _records(title: str, scores: Any) -> Table:
+def _scores(scores: Any) -> Table:
     if isinstance(scores, Mapping):
         meaning = scores.get("meaning")
-        table = _table(f"{title}{f': {meaning}' if meaning else ''}", "", "score")
+        table = _table(str(meaning or "log score of the held-out days"), "score")
         for name in ("posterior", "prior"):
             if name in scores:
                 table.add_row(f"{name} predictive", _score(scores[name]))
@@ -234,7 +238,7 @@ def _records(title: str, scores: Any) -> Table:
                 table.add_row(_words(name), _score(scores[name]))
         return table
     columns = list(dict.fromkeys(name for row in scores for name in row))
-    table = _table(title, *map(_words, columns))
+    table = _table(*map(_words, columns))
     for row in scores:
         table.add_row(*(format_number(row.get(name)) for name in columns))
     return table

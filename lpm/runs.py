@@ -244,7 +244,12 @@ class Run:
         if record.get("status") == "done":
             raise InputError(f"{self.path} is done: there is nothing to resume.", "Start a new run.")
         self.claim()
-        self.update(status="running", resumed=int(record.get("resumed", 0)) + 1, versions=versions())
+        with self._locked():
+            record = self.record()
+            for past in ("error", "ended"):
+                record.pop(past, None)
+            record |= {"status": "running", "resumed": int(record.get("resumed", 0)) + 1, "versions": versions()}
+            self._write(record)
 
     def write_outputs(self, outputs: xr.Dataset) -> Path:
         """Write `outputs.nc`.

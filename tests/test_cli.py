@@ -191,7 +191,7 @@ def test_the_summary_is_shown(scenario: Path, called: Called, capsys: pytest.Cap
     assert cli.main(["calibrate", str(scenario)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("The calibration passed its checks.\n")
-    for text in ("transmissibility", "0.12 (0.11 – 0.13)", "1/day", "1,858", "2020-03-30", "-10.5", "report.html"):
+    for text in ("transmissibility", "0.12 (0.11–0.13)", "1/day", "1,858", "2020-03-30", "-10.5", "report.html"):
         assert text in shown
     assert len(called) == 1
 

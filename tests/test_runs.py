@@ -143,9 +143,10 @@ def test_outputs_and_posterior_come_back(tmp_path: Path) -> None:
 
 def test_a_run_is_reopened_until_it_is_done(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", {})
-    run.update(status="paused")
+    run.update(status="failed", error="bronx is lost")
     run.reopen()
     assert run.status == "running" and run.record()["resumed"] == 1
+    assert not {"error", "ended"} & set(run.record())
     run.update(status="done")
     with pytest.raises(InputError, match="is done"):
         run.reopen()

@@ -103,7 +103,7 @@ def draw_fit(fits: Sequence[Fit], path: Path) -> None:
         axes = figure.subplots(len(fits), 1, squeeze=False, sharex=True)[:, 0]
         for axis, fit in zip(axes, fits, strict=True):
             _draw_series(axis, fit)
-            axis.set_title(f"{_place(fit.institution)}: {_words(fit.series)}, observed and posterior predictive")
+            axis.set_title(f"{place(fit.institution)}: {_words(fit.series)}, observed and posterior predictive")
             axis.set_ylabel(_axis(fit.series, fit.unit))
         _date_axis(axes[-1])
         _legend(figure, axes[0])
@@ -129,7 +129,7 @@ def draw_overview(fits: Sequence[Fit], path: Path) -> None:
                     axis.set_axis_off()
                     continue
                 _draw_series(axis, found[0], small=True)
-                axis.set_title(_place(institution) if len(names) == 1 else f"{_place(institution)}: {_words(series)}")
+                axis.set_title(place(institution) if len(names) == 1 else f"{place(institution)}: {_words(series)}")
                 axis.set_ylabel(found[0].unit)
         for column in axes.T:
             _date_axis(_lowest(column))
@@ -494,8 +494,11 @@ def _date_axis(axis: Axes) -> None:
         ConciseDateFormatter(locator, show_offset=False)  # type: ignore[no-untyped-call]
     )
     axis.tick_params(axis="x", labelbottom=True)
-    years = [num2date(end).year for end in axis.get_xlim()]  # type: ignore[no-untyped-call]
-    axis.set_xlabel(str(years[0]) if years[0] == years[1] else f"{years[0]} to {years[1]}")
+    # The ticks name a month only where it changes; the label says where the axis begins and ends.
+    first, last = (num2date(end) for end in axis.get_xlim())  # type: ignore[no-untyped-call]
+    begin = f"{first:%B}" if first.year == last.year else f"{first:%B %Y}"
+    same = (first.year, first.month) == (last.year, last.month)
+    axis.set_xlabel(f"{last:%B %Y}" if same else f"{begin} to {last:%B %Y}")
 
 
 def _lowest(column: Sequence[Axes]) -> Axes:
@@ -562,8 +565,8 @@ def _words(name: str) -> str:
     return str(name).replace("_", " ")
 
 
-def _place(name: str) -> str:
-    # `staten_island` is how a folder is called, Staten Island how people call it.
+def place(name: str) -> str:
+    """An institution as people call it: `staten_island`, a folder's name, is Staten Island."""
     return _words(name).title() if name == name.lower() else _words(name)
 
 

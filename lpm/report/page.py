@@ -34,6 +34,7 @@ _FACTS = {
     "started": "Started",
 }
 _PROCESS_COLUMNS = ("role", "party", "pid", "address", "peak_memory")
+_TOGETHER = ("all", "all together", "together", "total")
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SCORED = ("posterior", "prior", "persistence")
 
@@ -140,7 +141,7 @@ def _embed(path: Path | None) -> str:
 def _fit_figures(material: Material, drawn: Mapping[str, Path]) -> list[dict[str, str]]:
     institutions = dict.fromkeys(fit.institution for fit in material.fits)
     return [
-        {"name": name.replace("_", " "), "image": _embed(drawn.get(f"fit_{figures.file_name(name)}"))}
+        {"name": figures.place(name), "image": _embed(drawn.get(f"fit_{figures.file_name(name)}"))}
         for name in institutions
     ]
 
@@ -227,7 +228,7 @@ def _scores(scores: Sequence[Score]) -> list[dict[str, Any]]:
         finite = [value for value in values.values() if math.isfinite(value)]
         shown.append(
             {
-                "institution": score.institution.replace("_", " "),
+                "institution": _called(score.institution),
                 "days": score.days or "",
                 "values": values,
                 "best": max(finite) if finite else None,
@@ -236,10 +237,14 @@ def _scores(scores: Sequence[Score]) -> list[dict[str, Any]]:
     return shown
 
 
+def _called(institution: str) -> str:
+    return "All together" if institution.lower() in _TOGETHER else figures.place(institution)
+
+
 def _compare(scores: Sequence[Score]) -> str:
     if not scores:
         return ""
-    whole = [score for score in scores if score.institution.lower() in ("all", "total", "together")]
+    whole = [score for score in scores if score.institution.lower() in _TOGETHER]
     counted = whole or list(scores)
     sums = {name: sum(getattr(score, name) for score in counted) for name in _SCORED}
     words = []
@@ -255,9 +260,8 @@ def _processes(processes: Sequence[Mapping[str, Any]], memory: Mapping[str, Any]
     rows = []
     for process in processes:
         row = dict(process)
-        used = next(
-            (memory[key] for key in (row.get("party"), row.get("role"), row.get("name")) if key in memory), None
-        )
+        names = [str(row.get(key) or "") for key in ("party", "role", "name")]
+        used = next((memory[name] for name in names if name in memory), None)
         if used is not None:
             row["peak_memory"] = _memory(used)
         rows.append(row)
@@ -289,9 +293,14 @@ def _command(command: Any) -> str:
         return str(command or "")
     words = ["lpm", str(command.get("command", ""))]
     if command.get("scenario"):
-        words.append(str(command["scenario"]))
+        scenario = Path(str(command["scenario"]))
+        here = Path.cwd()
+        words.append(str(scenario.relative_to(here) if scenario.is_relative_to(here) else scenario))
+    unsaid = {"command", "scenario", "json", "out"}
+    if command.get("command") != "federate":
+        unsaid |= {"sharing", "control"}
     for name, value in command.items():
-        if name in ("command", "scenario", "json", "out") or value in (None, False, "", {}):
+        if name in unsaid or value in (None, False, "", {}):
             continue
         if name == "settings" and isinstance(value, Mapping):
             words += [f"--set {key}={item}" for key, item in value.items()]
