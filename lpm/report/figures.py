@@ -197,6 +197,7 @@ def draw_loss(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         path: the PNG file.
     """
     iteration = np.array([float(record.get("iteration", i)) for i, record in enumerate(history)])
+    iteration += iteration[0] == 0  # people count from one
     panels = (
         ("loss", "Expected negative log-likelihood of all institutions", "loss (nats)", BLUE),
         ("kl", "Divergence of the posterior from the prior", "KL (nats)", VERMILLION),
@@ -215,7 +216,7 @@ def draw_loss(history: Sequence[Mapping[str, Any]], path: Path) -> None:
                 windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
                 smooth = [np.nanmedian(part) if np.isfinite(part).any() else np.nan for part in windows]
                 axis.plot(iteration, smooth, color=colour, linewidth=2.0, label=f"running median of {width}")
-            _clip_start(axis, iteration, values)
+            _clip_outliers(axis, values)
             _thousands(axis)
             axis.set_xlim(iteration[0] - 0.5, iteration[-1] + 0.5)
             axis.set_title(title)
@@ -424,21 +425,23 @@ def _draw_output(axis: Axes, series: xr.DataArray) -> None:
     _thousands(axis)
 
 
-def _clip_start(axis: Axes, iteration: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-    # The first iterations, far from the data, would flatten all that follows.
+def _clip_outliers(axis: Axes, values: NDArray[np.float64]) -> None:
+    # Iterations far from the data, most often the first, would flatten all that matters.
     finite = values[np.isfinite(values)]
     if len(finite) < 10:
         return
     low, high = float(finite.min()), float(np.quantile(finite, 0.9))
     ceiling = high + 0.25 * (high - low)
+    beyond = int((finite > ceiling).sum())
     if finite.max() <= ceiling + 0.5 * (ceiling - low):
         return
     axis.set_ylim(low - 0.08 * (ceiling - low), ceiling)
-    axis.annotate(
-        f"up to {finite.max():,.0f} before",
-        (iteration[int(np.argmax(values <= ceiling))], ceiling),
-        xytext=(8, -4),
-        textcoords="offset points",
+    axis.text(
+        0.5,
+        0.97,
+        f"{beyond} not shown, up to {finite.max():,.0f}",
+        transform=axis.transAxes,
+        ha="center",
         va="top",
         fontsize=8.5,
         color=MUTED,
