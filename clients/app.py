@@ -44,7 +44,7 @@ def start(message: Message, context: Context) -> Message:
             session=str(order["session"]),
             coordinator=config.coordinator or str(order["data_address"]),
         )
-        from clients.party import serve  # brings torch and the simulator; the connection is made before
+        from clients.party import serve  # brings torch and the simulator
 
         serve(config)
     except KeyboardInterrupt:

@@ -76,7 +76,8 @@ def require_coordinator(address: str, keys: Path, *, name: str = "", mutual: boo
                 # In TLS 1.3 the server judges our certificate after our handshake is done: its first byte, or its
                 # refusal, comes now.
                 secure.settimeout(3.0)
-                secure.recv(1)
+                if not secure.recv(1):
+                    raise ConnectionResetError
     except TimeoutError:
         return
     except ssl.SSLCertVerificationError as problem:
@@ -109,6 +110,8 @@ def run_node(app: ClientApp, identity: Identity, keys: Path, address: str, *, pa
         PeerLost: the coordinator went away before the session began.
         SessionRefused: the coordinator does not let this party in.
     """
+    import clients.party  # noqa: F401 - torch and the simulator load while the coordinator does the same
+
     require_coordinator(address, keys, name=COORDINATOR, patience=patience)
     credentials = grpc.ssl_channel_credentials(identity.authority, identity.tls_key, identity.tls_certificate)
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

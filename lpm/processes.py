@@ -27,6 +27,7 @@ __all__ = [
     "announce",
     "end_with_parent",
     "free_port",
+    "keep_flower_quiet",
     "log_to",
     "parse_address",
     "start",
@@ -63,6 +64,14 @@ def announce(path: Path | None, processes: Sequence[Process]) -> None:
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(list(processes), indent=1))
     draft.replace(path)
+
+
+def keep_flower_quiet() -> None:
+    """Forbid Flower, here and in children, to send usage data or look for updates; call it before importing it."""
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    os.environ.setdefault("FLWR_LOG_LEVEL", "ERROR")  # of what it writes to standard error
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+    os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -212,10 +221,15 @@ def log_to(path: Path, name: str) -> None:
     shown.setFormatter(logging.Formatter(f"{name}: %(message)s"))
     shown.addFilter(_is_progress)
     root.addHandler(shown)
+    kept.addFilter(_is_no_chatter)
 
 
 def _is_progress(record: logging.LogRecord) -> bool:
     return record.name.partition(".")[0] in _OWN_PACKAGES and not record.exc_info
+
+
+def _is_no_chatter(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OWN_PACKAGES
 
 
 def to_exit_code(work: Callable[[], int]) -> int:

@@ -69,6 +69,8 @@ def hold_session(grid: Grid, config: CoordinatorConfig) -> None:
         PeerLost: a party went away.
         Interrupted: the session was stopped from outside.
     """
+    from server.coordinator import run  # brings the posterior and torch, while the parties do the same
+
     nodes = _gather(grid, config)
     messages = []
     for party in config.parties:
@@ -78,8 +80,6 @@ def hold_session(grid: Grid, config: CoordinatorConfig) -> None:
     watch = _Watch(grid, dict(zip(identifiers, config.parties, strict=True)))
     watch.start()
     try:
-        from server.coordinator import run  # brings the posterior and torch; not needed before
-
         run(config)
     except (KeyboardInterrupt, Interrupted):
         if watch.culprit is None:
@@ -124,8 +124,11 @@ class _Watch(threading.Thread):
             party = self._asked.pop(reply.metadata.reply_to_message_id, None)
             if party is None:
                 continue
+            if reply.has_error() and self._ending.is_set():
+                _log.info("%s left without a word on the control plane.", party)
+                continue
             if reply.has_error():
-                _log.warning("%s gave no answer on the control plane.", party)
+                _log.warning("%s gave no answer on the control plane (%s).", party, reply.error.reason)
                 self.culprit = self.culprit or PeerLost(party, "its process went away")
                 continue
             status = reply.content.config_records.get("status", ConfigRecord())

@@ -41,8 +41,9 @@ def coordinator(
     announce: Annotated[Path | None, typer.Option(hidden=True, help="Where to say that this process is up.")] = None,
 ) -> None:
     """Coordinate one session: draw parameters, pass sealed messages, receive opened sums."""
-    from lpm.processes import end_with_parent, log_to, terminate_as_interrupt, to_exit_code
+    from lpm.processes import end_with_parent, keep_flower_quiet, log_to, terminate_as_interrupt, to_exit_code
 
+    keep_flower_quiet()
     end_with_parent()
     terminate_as_interrupt()
 

@@ -1,0 +1,321 @@
+"""A federation on one machine: the coordinator and one process per party, started, watched and ended together.
+
+`lpm federate` calls this. It imports neither side: it starts `lpm coordinator` and `lpm client` as anybody would by
+hand, on loopback ports, each party with its own key folder, and keeps none of them longer than itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from lpm.errors import InputError
+from lpm.node_keys import collect_node_keys
+from lpm.options import Options
+from lpm.processes import Process, free_port, keep_flower_quiet, start, stop
+from lpm.protocol.identity import make_local_authority
+
+__all__ = ["federate", "group_institutions"]
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.05
+_UP_SECONDS = 120.0
+_END_SECONDS = 8.0
+_LOSS_SECONDS = 4.0
+_TRIES = 3
+
+
+def group_institutions(institutions: Sequence[str], parties: int | None) -> dict[str, tuple[str, ...]]:
+    """Spread whole institutions over parties, neighbours in the scenario's order together.
+
+    Args:
+        institutions: their names, at least 3.
+        parties: how many parties; None: each institution is one.
+
+    Returns:
+        Party → its institutions; a party of one bears its name, a party of more their joined names.
+
+    Raises:
+        InputError: if there are fewer than 3 parties, or more than institutions.
+    """
+    count = len(institutions) if parties is None else parties
+    if not 3 <= count <= len(institutions):
+        raise InputError(
+            f"`--parties` is {count}: a whole number from 3 to {len(institutions)}, the number of institutions.",
+            "" if len(institutions) >= 3 else "A sum of two tells each the other's part.",
+        )
+    share, more = divmod(len(institutions), count)
+    groups: dict[str, tuple[str, ...]] = {}
+    first = 0
+    for number in range(count):
+        size = share + (number < more)
+        held = tuple(institutions[first : first + size])
+        name = "-".join(held)
+        groups[name if len(name) <= 63 else f"party-{number + 1}"] = held
+        first += size
+    return groups
+
+
+def federate(options: Options, out: Path, institutions: Sequence[str], *, resume: bool = False) -> int:
+    """Run one session on this machine and wait for its end.
+
+    Args:
+        options: the flags of `lpm federate`.
+        out: the run's folder.
+        institutions: the scenario's.
+        resume: go on from the checkpoints in `out`.
+
+    Returns:
+        0 done, 2 bad input, 3 stopped but resumable, 1 anything else; what went wrong has been said on standard error.
+
+    Raises:
+        InputError: if the parties or the key folder can't be used.
+    """
+    if options.scenario is None:
+        raise InputError("No scenario is named: the path of its folder.")
+    groups = group_institutions(institutions, options.parties)
+    out = out.resolve()
+    keys = _keys(options, out, list(groups))
+    keep_flower_quiet()
+    for attempt in range(1, _TRIES + 1):
+        federation = _Federation(options, out, groups, keys, resume)
+        code = federation.run()
+        if not federation.port_was_taken or attempt == _TRIES:
+            return code
+        _log.info("A port was taken by another process; trying others.")
+    raise AssertionError("unreachable")
+
+
+@dataclass
+class _Member:
+    """One process we started, and those it said it started."""
+
+    name: str
+    child: subprocess.Popen[bytes]
+    announcement: Path
+    output: Path
+    processes: list[Process] = field(default_factory=list)
+    seen: list[psutil.Process] = field(default_factory=list)
+
+    def read_announcement(self) -> bool:
+        if not self.processes and self.announcement.is_file():
+            self.processes = json.loads(self.announcement.read_text())
+            for process in self.processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.seen.append(psutil.Process(process["pid"]))
+        return bool(self.processes)
+
+    def last_line(self) -> str:
+        lines = self.output.read_text(errors="replace").strip().splitlines() if self.output.is_file() else []
+        return lines[-1].removeprefix(f"{self.name}: ") if lines else ""
+
+
+class _Federation:
+    """The processes of one attempt."""
+
+    def __init__(
+        self, options: Options, out: Path, groups: dict[str, tuple[str, ...]], keys: Path, resume: bool
+    ) -> None:
+        self.port_was_taken = False
+        self._options, self._out, self._groups, self._keys, self._resume = options, out, groups, keys, resume
+        self._members: list[_Member] = []
+        self._grace = _END_SECONDS
+
+    def run(self) -> int:
+        folder = self._out / "control" / "up"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (self._out / "processes.json").unlink(missing_ok=True)
+        try:
+            self._start(folder)
+            code = self._wait_until_up()
+            if code is None:
+                self._record()
+                code = self._supervise()
+        except KeyboardInterrupt:
+            _say("Stopping; the run is kept.")
+            code = 3
+        finally:
+            with _deaf_to_interrupts():
+                self._end()
+        return code
+
+    def _start(self, folder: Path) -> None:
+        options = self._options
+        data, control = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        shared = ["--out", str(self._out), "--control", options.control, "--control-address", control]
+        shared += ["--sharing", options.sharing]
+        for flag in ("agents", "seed", "checkpoint_every"):
+            if (value := getattr(options, flag)) is not None:
+                shared += [f"--{flag.replace('_', '-')}", str(value)]
+        for key, setting in options.settings.items():
+            shared += ["--set", f"{key}={setting}"]
+        shared += ["--resume"] if self._resume else []
+        shared += ["--unsafe-no-disclosure-control"] if options.unsafe else []
+        own = ["--parties", ",".join(self._groups), "--data-address", data]
+        for flag in ("steps", "iterations", "gradient", "time_limit"):
+            if (value := getattr(options, flag)) is not None:
+                own += [f"--{flag.replace('_', '-')}", str(value)]
+        own += ["--simulate-only"] if options.simulate_only else []
+        own += ["--keys", str(self._keys / "coordinator")]
+        self._launch("coordinator", ["coordinator", *own, *shared], folder, self._out / "control" / "output.log")
+        for party, held in self._groups.items():
+            own = ["--party", party, "--institutions", ",".join(held), "--coordinator", data]
+            own += ["--keys", str(self._keys / "parties" / party)]
+            private = self._out / "parties" / party
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._launch(party, ["client", *own, *shared], folder, private / "output.log")
+
+    def _launch(self, name: str, arguments: list[str], folder: Path, output: Path) -> None:
+        announcement = folder / f"{name}.json"
+        command = [sys.executable, "-m", "lpm", arguments[0], str(Path(str(self._options.scenario)).resolve())]
+        command += [*arguments[1:], "--announce", str(announcement)]
+        output.touch(mode=0o600)
+        with output.open("wb") as log:
+            coordinates = name == "coordinator"
+            child = start(
+                command, output=log, errors=subprocess.PIPE if coordinates else None, environment=self._environment()
+            )
+        self._members.append(_Member(name, child, announcement, output))
+        if coordinates and child.stderr is not None:
+            threading.Thread(target=_forward, args=(child.stderr, output), name="progress", daemon=True).start()
+
+    def _environment(self) -> dict[str, str]:
+        # Every process alone would take all cores for itself; together they would only wait for each other.
+        threads = str(max(1, (os.cpu_count() or 1) // len(self._groups)))
+        given = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "MALLOC_ARENA_MAX": "2"}
+        return {name: os.environ.get(name, value) for name, value in given.items()}
+
+    def _wait_until_up(self) -> int | None:
+        end, pause = time.monotonic() + _UP_SECONDS, threading.Event()
+        while not all([member.read_announcement() for member in self._members]):
+            # A coordinator that fails takes everybody with it: it is the one to quote.
+            for member in self._members:
+                code = member.child.poll()
+                if code is not None and not member.processes:
+                    return self._tell(member, code)
+            if time.monotonic() > end:
+                late = ", ".join(member.name for member in self._members if not member.processes)
+                _say(f"{late} did not come up within {_UP_SECONDS:g} seconds.")
+                return 1
+            pause.wait(_POLL_SECONDS)
+        return None
+
+    def _record(self) -> None:
+        processes = [process for member in self._members for process in member.processes]
+        draft = self._out / "processes.json.draft"
+        draft.write_text(json.dumps(processes, indent=1) + "\n")
+        draft.replace(self._out / "processes.json")
+
+    def _supervise(self) -> int:
+        coordinator, *parties = self._members
+        pause, end = threading.Event(), float("inf")
+        culprit: _Member | None = None
+        while coordinator.child.poll() is None and time.monotonic() < end:
+            for member in parties:
+                ended = member.child.poll()
+                if culprit is None and ended not in {None, 0}:
+                    # Of a loss the coordinator hears on the data plane; of a party that never began it may not.
+                    lost = ended == 3 or (ended or 0) < 0
+                    culprit, end = member, time.monotonic() + (_LOSS_SECONDS if lost else 1.0)
+            pause.wait(_POLL_SECONDS)
+        code = coordinator.child.poll()
+        if code == 0:
+            self._await(parties)
+            return 0
+        if culprit is None or (code is not None and culprit.child.returncode in {0, 3}):
+            # The parties ended in consequence, or are about to.
+            killed = next((m for m in parties if (m.child.poll() or 0) < 0), None)
+            if killed is None and code is not None:
+                return self._tell(coordinator, code, said=True)
+            culprit = killed or culprit
+        assert culprit is not None
+        self._grace = _LOSS_SECONDS
+        told = self._tell(culprit, culprit.child.returncode)
+        return told if code is None or code < 0 else (code if code in {2, 3} else told)
+
+    def _await(self, members: Sequence[_Member]) -> None:
+        end, pause = time.monotonic() + _END_SECONDS, threading.Event()
+        while time.monotonic() < end and any(member.child.poll() is None for member in members):
+            pause.wait(_POLL_SECONDS)
+
+    def _tell(self, member: _Member, code: int, *, said: bool = False) -> int:
+        if code < 0:
+            number = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+            _say(f"{member.name} was killed ({number}). The run is kept; continue it with `lpm resume {self._out}`.")
+            return 3
+        line = member.last_line()
+        self.port_was_taken = code == 2 and "can't be listened on" in line
+        if not said and not (member.name == "coordinator" or self.port_was_taken):
+            _say(f"{member.name}: {line or f'ended with exit code {code}'}")
+        return code or 1
+
+    def _end(self) -> None:
+        stop([member.child for member in self._members], grace=self._grace)
+        # What they started ends by itself once they have; whatever does not is ended here, and only that.
+        rest = [process for member in self._members for process in member.seen if process.is_running()]
+        _, alive = psutil.wait_procs(rest, timeout=3.0)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _keys(options: Options, out: Path, parties: list[str]) -> Path:
+    keys = (options.keys or out / "keys").resolve()
+    if options.keys is None and not keys.exists():
+        make_local_authority(keys, parties)
+    missing = [name for name in parties if not (keys / "parties" / name / "tls.pem").is_file()]
+    if missing or not (keys / "coordinator" / "tls.pem").is_file():
+        raise InputError(
+            f"{keys} holds no keys of {', '.join(missing) or 'the coordinator'}.",
+            f"Make a new folder with `lpm keys local DIR --parties {','.join(parties)}` and name it with `--keys`.",
+        )
+    if options.control == "flower":
+        collect_node_keys(keys, parties)
+    return keys
+
+
+def _forward(lines: IO[bytes], output: Path) -> None:
+    with lines, output.open("ab") as log:
+        for line in lines:
+            log.write(line)
+            log.flush()
+            text = line.decode("utf-8", "replace").removeprefix("coordinator: ")
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(text)
+                sys.stderr.flush()
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A second Ctrl-C must not leave processes behind; the tidying up has a limit of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
