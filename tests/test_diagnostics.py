@@ -1,4 +1,4 @@
-"""Checks of posteriors and forecasts: a right posterior passes, wrong ones are told apart; scores against definitions."""
+"""Checks of posteriors and forecasts: a right posterior passes, wrong ones fail; scores against their definitions."""
 
 from __future__ import annotations
 

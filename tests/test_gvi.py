@@ -34,8 +34,8 @@ def standard(size: int) -> list[Parameter]:
 def gaussian(size: int, seed: int, noise: float = 0.4, common: float = 0.5) -> tuple[Evaluate, Array, Array]:
     """A rotated Gaussian likelihood, and the mean and covariance of its posterior under a standard-normal prior.
 
-    The posterior's sds go from 0.03 to 0.5 of the prior's. Each gradient is off by a factor of sd `noise` per entry, and
-    all of an iteration by a shift of sd `common` posterior sds, as when they share random numbers.
+    The posterior's sds go from 0.03 to 0.5 of the prior's. Each gradient is off by a factor of sd `noise` per entry,
+    and all of an iteration by a shift of sd `common` posterior sds, as when they share random numbers.
     """
     rng = np.random.default_rng(seed)
     axes, _ = np.linalg.qr(rng.standard_normal((size, size)))

@@ -88,6 +88,29 @@ def test_synthetic_is_a_gaussian_on_its_scale(scale: str) -> None:
     np.testing.assert_allclose(noise.untransform(noise.transform(tensor(y))), y)
 
 
+def test_two_noisy_simulations_give_an_unbiased_loss_and_gradient_where_one_does_not() -> None:
+    rng = np.random.default_rng(3)
+    noise = objective.SyntheticLikelihood("sqrt", np.diag([0.04, 0.09]) + 0.02)
+    y, centre = np.array([30.0, 50.0]), np.array([5.0, 8.0])
+    steepness = np.array([3.0, 2.0])
+
+    def simulated(theta: torch.Tensor) -> torch.Tensor:
+        # The noise grows with the parameter, as it does in an epidemic.
+        shock = torch.from_numpy(rng.multivariate_normal([0, 0], noise.covariance, size=40_000))
+        return (torch.from_numpy(centre) + theta * torch.from_numpy(steepness) + (1.0 + theta) * shock).square() - 0.375
+
+    theta = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    exact = objective.synthetic(
+        tensor(y), (torch.from_numpy(centre) + theta * torch.from_numpy(steepness)) ** 2 - 0.375, noise
+    )
+    paired = noise.paired(tensor(y), simulated(theta), simulated(theta)).mean()
+    single = noise(tensor(y), simulated(theta)).mean()
+    slopes = [torch.autograd.grad(value, theta)[0].item() for value in (exact, paired, single)]
+    assert paired.item() == pytest.approx(exact.item(), abs=0.1)
+    assert slopes[1] == pytest.approx(slopes[0], abs=0.6)
+    assert slopes[2] == pytest.approx(slopes[0] - 2.0, abs=0.6)
+
+
 def test_the_covariance_of_simulations_is_shrunk_as_much_as_it_is_unsure() -> None:
     rng = np.random.default_rng(1)
     days = 30

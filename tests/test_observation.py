@@ -1,4 +1,4 @@
-"""What an institution sees: expected counts, likelihood, prediction, the baseline, and files that are not as they should be."""
+"""What an institution sees: expected counts, likelihood, prediction, the baseline, and files that are not in order."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_a_bad_file_is_refused_with_its_line_and_without_its_values(
 
 
 def test_missing_files_columns_and_rows_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere.csv is missing"):
+    with pytest.raises(InputError, match=r"nowhere\.csv is missing"):
         read(tmp_path / "nowhere.csv")
     path = write(tmp_path, "2020-03-01,x,4\n")
     with pytest.raises(InputError, match="line 3: the header has no column 'day'"):

@@ -100,7 +100,7 @@ def model_of_gradients(
     # With this curvature and no slope the present posterior would be its own optimum.
     anchor = weight * (torch.eye(size, dtype=u.dtype) - factor.T @ factor)
     # Robust regression: begin with long gradients held short, then trust each draw by what is left unexplained. A rest
-    # that is small against the posterior's own gradients, which are of the size of the weight, is never held an outlier.
+    # that is small against the posterior's own gradients, which are of the weight's size, is never held an outlier.
     length = h.norm(dim=1)
     weights = near * (2.0 * length.median() / length.clamp_min(1e-300)).clamp(max=1.0)
     slope, curvature, rest = _symmetric_regression(x, h, weights, anchor)

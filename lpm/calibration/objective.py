@@ -95,6 +95,15 @@ class SyntheticLikelihood:
 
     def __call__(self, y: Tensor, mean: Tensor, window: slice = slice(None)) -> Tensor:
         """Log-likelihood [...] of y [T'] given simulated series [..., T']: the T' days of the window."""
+        return self.paired(y, mean, mean, window)
+
+    def paired(self, y: Tensor, first: Tensor, second: Tensor, window: slice = slice(None)) -> Tensor:
+        """Log-likelihood [...] of y [T'] given two independent simulations [..., T'] of the same parameters.
+
+        A single noisy simulation x makes −½(y − x)ᵀΣ⁻¹(y − x) too small by its own noise, which depends on the
+        parameters and so moves the optimum. With one factor from each simulation the noise averages out: value and
+        gradient are unbiased for the mean of simulations on the likelihood's scale.
+        """
         covariance = torch.from_numpy(self.covariance.copy())[window, window]
         if covariance.shape[0] != y.shape[-1]:
             raise InputError(
@@ -102,10 +111,10 @@ class SyntheticLikelihood:
             )
         seen = ~torch.isnan(y)
         factor = torch.linalg.cholesky(covariance[seen][:, seen])
-        rest = self.transform(y[seen]) - self.transform(mean[..., seen])
-        white = torch.linalg.solve_triangular(factor, rest[..., None], upper=False)[..., 0]
+        rests = torch.stack([self.transform(y[seen]) - self.transform(x[..., seen]) for x in (first, second)])
+        white = torch.linalg.solve_triangular(factor, rests[..., None], upper=False)[..., 0]
         constant = factor.diagonal().log().sum() + 0.5 * int(seen.sum()) * float(np.log(2.0 * np.pi))
-        total: Tensor = -0.5 * white.square().sum(dim=-1) - constant
+        total: Tensor = -0.5 * (white[0] * white[1]).sum(dim=-1) - constant
         return total
 
 
