@@ -333,12 +333,15 @@ def _fail(arguments: Sequence[str], error: LpmError) -> int:
 
 def _end(arguments: Sequence[str], code: str | int | None) -> int:
     from lpm import console
+    from lpm.runs import Run, active_run
 
     code = code if isinstance(code, int) else int(code is not None)
     if code == 0:
         return 0
-    path = _mark(code, "")
-    if path is not None and code == Interrupted.exit_code:
+    path = active_run()
+    starter = path is not None and Run(path).owned  # what it started speaks through it
+    _mark(code, "")
+    if starter and code == Interrupted.exit_code:
         console.note(f"Continue with `lpm resume {path}`.")
     _answer(arguments, {"error": "", "remedy": "", "exit_code": code, "run": path and str(path)})
     return code
