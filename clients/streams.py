@@ -72,6 +72,7 @@ class PartySession:
         self._lock = threading.Lock()
         self._failure: LpmError | None = None
         self._finished = False
+        self._last_problem = ""
         self._loop = asyncio.new_event_loop()
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._thread = threading.Thread(target=self._run, name="lpm-stream", daemon=True)
@@ -230,7 +231,7 @@ class PartySession:
                 )
             )
             return False
-        self._last_problem = details
+        self._last_problem = details.rsplit("last error: ", 1)[-1][:200]
         return self._failure is None and not self._finished
 
     async def _converse(self, call: grpc.aio.StreamStreamCall) -> None:
@@ -306,8 +307,9 @@ class PartySession:
             try:
                 self._formed.result(max(0.0, until - time.monotonic()))
             except TimeoutError:
+                last = f" (last problem: {self._last_problem})" if self._last_problem else ""
                 raise SessionRefused(
-                    f"No session was formed with the coordinator at {self._address} within {seconds:g} s.",
+                    f"No session was formed with the coordinator at {self._address} within {seconds:g} s{last}.",
                     "Start the coordinator and all parties, and check the address and the firewall.",
                 ) from None
             keys, terms = self._machine.keys, self.manifest.terms

@@ -10,14 +10,14 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.errors import InputError, LpmError, PeerLost, SessionRefused
+from lpm.errors import InputError, LpmError, PeerLost, RoundRefused, SessionRefused
 from lpm.privacy import require_engine
 from lpm.privacy.composition import Composed
 from lpm.privacy.secure_sum import Round
@@ -56,6 +56,7 @@ class CoordinatorSession(Listener):
         self._changed = threading.Condition()
         self._failure: LpmError | None = None
         self._ending = False
+        self._refusal: RoundRefused | None = None
         self._tasks: dict[bytes, int] = {}
         self._totals: dict[tuple[bytes, str], deque[NDArray[np.int64]]] = defaultdict(deque)
         self._done: dict[int, dict[str, Release | None]] = defaultdict(dict)
@@ -119,7 +120,7 @@ class CoordinatorSession(Listener):
             message = self._machine.begin_task(lambda number: TaskMessage(number, task))
             self._tasks[task.digest] = message.number
         frame = message.encode()
-        self._in_loop(lambda: [self._send(party, frame) for party in self.parties])
+        self._in_loop(lambda: self._send_all(frame))
 
     def receive(self, tensor: str, task: Task) -> NDArray[np.int64]:
         """Wait for a total that the parties open to the coordinator in a task.
@@ -230,6 +231,8 @@ class CoordinatorSession(Listener):
         if isinstance(news, Composed):
             self.rounds += 1
             self._unwatch(news.round)
+            final = news.refusal is not None and (news.refusal.diverged or news.refusal.abort)
+            self._refusal = news.refusal if final else None
             if news.total is None:
                 return None
             self._totals[news.round.parameters, news.round.tensor].append(news.total)
@@ -239,8 +242,10 @@ class CoordinatorSession(Listener):
             if len(self._done[news.number]) == len(self.parties):
                 self._unwatch(news.number)
         elif isinstance(news, Leave):
-            # Who gives up before the session is formed is missing, not lost; it may come again.
-            return None if self._machine.forget(party) else PeerLost(party, news.reason or "it left the session")
+            if self._machine.forget(party):
+                return None  # who gives up before the session is formed is missing, not lost; it may come again
+            # If the last round was called off for good, that is why the party leaves, and what a user wants to know.
+            return self._refusal or PeerLost(party, news.reason or "it left the session")
         elif isinstance(news, Refused):
             return SessionRefused(f"{party} refused the session: {news.reason}")
         self._changed.notify_all()
@@ -274,8 +279,7 @@ class CoordinatorSession(Listener):
             self._changed.notify_all()
         _log.warning("%s", failure)
         message = Lost(failure.party, failure.reason) if isinstance(failure, PeerLost) else Refused(str(failure))
-        for party in self.parties:  # also the lost one: it may only have been slow
-            self._send(party, message.encode())
+        self._send_all(message.encode())  # also to the lost one: it may only have been slow
         self._end_all()
 
     def _end_all(self) -> None:
@@ -289,6 +293,10 @@ class CoordinatorSession(Listener):
     def _send(self, party: str, frame: bytes) -> None:
         if self._server is not None:
             self._server.send(party, frame)
+
+    def _send_all(self, frame: bytes) -> None:
+        for party in self.parties:
+            self._send(party, frame)
 
     # What callers wait for, in theirs.
 
@@ -362,19 +370,3 @@ def gather(config: CoordinatorConfig, terms: Terms, *, tap: Tap | None = None) -
     session = CoordinatorSession(machine, config.deadline_seconds)
     session._gather(StreamServer(config.data_address, identity, session, tap), config.join_seconds)
     return session
-
-
-def summary(session: CoordinatorSession) -> Mapping[str, int]:
-    """Rounds and bytes of a session, for run.json.
-
-    Args:
-        session: open or closed.
-
-    Returns:
-        rounds, bytes_received, bytes_sent.
-    """
-    return {
-        "rounds": session.rounds,
-        "bytes_received": session.bytes_received,
-        "bytes_sent": session.bytes_sent,
-    }

@@ -16,7 +16,7 @@ from scipy import stats
 from lpm.errors import InputError, LpmError, PeerLost, RoundRefused, SessionRefused
 from lpm.privacy import make_engine, require_engine
 from lpm.privacy.composition import RoundComposer
-from lpm.privacy.crypten_engine import CrypTenSum, load_crypten
+from lpm.privacy.crypten_engine import CrypTenSum, _load, load_crypten
 from lpm.privacy.masks import pair_mask
 from lpm.privacy.memory_channel import MemoryHub, in_memory_sums, session_keys
 from lpm.privacy.sealing import Kind, SealedRounds, SequenceWindow, SessionKeys
@@ -160,7 +160,7 @@ def test_unknown_engine_names_those_there_are() -> None:
 def test_missing_crypten_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "crypten.communicator", None)
     with pytest.raises(LpmError, match=r"lpm\[mpc\]"):
-        load_crypten.__wrapped__()
+        _load.__wrapped__()
 
 
 def test_crypten_shares_nothing_outside_a_round() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ class _Scope:
             return [part.reshape(each.shape) for part, each in zip(parts, share, strict=True)]
         assert isinstance(share, torch.Tensor)
         total = share.contiguous().numpy().view(np.uint64).copy()
-        for payload in self.rounds.to_parties(self.header, words_to_bytes(total)):
+        for payload in self.rounds.to_parties(self.header, words_to_bytes(total.view(np.int64))):
             total += np.frombuffer(payload, dtype="<u8").reshape(total.shape)
         return torch.from_numpy(total.view(np.int64))
 
@@ -75,6 +76,7 @@ class _Scope:
 
 
 _SCOPE: ContextVar[_Scope] = ContextVar("lpm_crypten_scope")
+_LOADING = threading.Lock()
 
 
 def _scope() -> _Scope:
@@ -98,7 +100,6 @@ def _size(size: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
 
 
-@functools.cache
 def load_crypten() -> Any:  # noqa: ANN401 - CrypTen has no types
     """CrypTen's arithmetic tensor, with its communicator and zero sharing replaced.
 
@@ -108,6 +109,12 @@ def load_crypten() -> Any:  # noqa: ANN401 - CrypTen has no types
     Raises:
         LpmError: if CrypTen is not installed, naming the extra.
     """
+    with _LOADING:
+        return _load()
+
+
+@functools.cache
+def _load() -> Any:  # noqa: ANN401 - CrypTen has no types
     # Newer releases of torch have dropped this module; CrypTen only reads the name when it is imported.
     if "torch.onnx.symbolic_registry" not in sys.modules:
         registry = types.ModuleType("torch.onnx.symbolic_registry")
@@ -172,7 +179,8 @@ class CrypTenSum(SecureSum):
         """See `SecureSum.open_to_parties`."""
         scope = _Scope(self._keys, self._rounds, self._rounds.begin(round, Opening.PARTIES, flags))
         with _within(scope):
-            return self._share(words, flags).reveal().numpy().reshape(words.shape)
+            total: NDArray[np.int64] = self._share(words, flags).reveal().numpy().reshape(words.shape)
+        return total
 
     def open_to_coordinator(self, round: Round, words: NDArray[np.int64], flags: Flags) -> None:
         """See `SecureSum.open_to_coordinator`."""

@@ -46,3 +46,5 @@ def require_tls_1_3() -> None:
     P-256: so no TLS 1.2 handshake can succeed, while the suites of TLS 1.3 are not affected.
     """
     os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
+    # Its own lines on standard error tell a user nothing that our errors do not.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

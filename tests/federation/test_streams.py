@@ -117,6 +117,20 @@ def test_a_refused_round_is_repeated(keys: Path, opening: str) -> None:
         assert refusal is not None and refusal.rescale and not refusal.diverged and not refusal.abort
 
 
+def test_diverged_environments_stop_the_run_and_say_so(keys: Path) -> None:
+    def act(session: PartySession, name: str) -> None:
+        for task in session.tasks():
+            address = Round(task.trajectory, 0, "city", 0, task.digest)
+            session.secure_sum.open_to_parties(address, np.array([1]), Flags(name.encode()[:1]))
+
+    federation = Federation(keys)
+    parties = federation.start(act)
+    with pytest.raises(RoundRefused, match="environments of the parties differ"), federation.gather() as session:
+        session.broadcast(_task())
+        session.receive("outputs", _task())
+    assert all(isinstance(party.exception(30), RoundRefused) for party in parties.values())
+
+
 def test_rounds_pipeline(keys: Path) -> None:
     def act(session: PartySession, name: str) -> list[int]:
         opened: dict[int, Any] = {}
@@ -227,8 +241,8 @@ def test_a_party_twice_is_refused_and_the_others_go_on(keys: Path) -> None:
 def test_a_missing_party_is_named(keys: Path) -> None:
     federation = Federation(keys)
     parties = [in_thread(lambda name=name: federation.join(name)) for name in ("bronx", "kings")]
-    with pytest.raises(SessionRefused, match="within 3 s: queens missing"):
-        Federation(keys, port=federation.port, join_seconds=3).gather()
+    with pytest.raises(SessionRefused, match="within 6 s: queens missing"):
+        Federation(keys, port=federation.port, join_seconds=6).gather()
     assert all(isinstance(party.exception(30), LpmError) for party in parties)
 
 
@@ -267,7 +281,7 @@ def test_only_tls_1_3_with_a_certificate_of_the_authority(keys: Path, certified:
             plain = socket.create_connection(("127.0.0.1", federation.port), 20)
             break
         except ConnectionRefusedError:
-            continue
+            assert not gathering.done()
     with plain, pytest.raises(OSError):  # ssl.SSLError is one
         with context.wrap_socket(plain, server_hostname=COORDINATOR) as stream:
             assert stream.version() == "TLSv1.3"
@@ -317,9 +331,9 @@ def test_a_slow_party_is_named_when_the_deadline_passes(keys: Path) -> None:
                 over.wait(60)
             session.secure_sum.open_to_parties(Round(0, 0, "city", 0, task.digest), np.array([1]), _AGREED)
 
-    federation = Federation(keys, deadline_seconds=0.5)
+    federation = Federation(keys, deadline_seconds=2)
     parties = federation.start(act)
-    with pytest.raises(PeerLost, match=r"queens is lost: no answer within 0\.5 s"), federation.gather() as session:
+    with pytest.raises(PeerLost, match=r"queens is lost: no answer within 2 s"), federation.gather() as session:
         session.broadcast(_task())
         session.receive("outputs", _task())
     over.set()
