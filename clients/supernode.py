@@ -29,7 +29,7 @@ __all__ = ["SuperNode"]
 
 _log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.3
 _FAREWELL_SECONDS = 5.0
 _FETCH_SECONDS = 1.0
 _TRIES = 5

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["SuperLink"]
 
 _START_SECONDS = 60.0
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.3
 _PROJECT = """\
 [project]
 name = "lpm"
