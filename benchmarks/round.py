@@ -105,7 +105,7 @@ def measure(parties: int, words: int, rounds: int) -> dict[str, float]:
 def main() -> int:
     """Measure and print; exit status 1 if five parties exceed the bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parties", default="3,5", help="how many, or several numbers with commas; or a name")
+    parser.add_argument("--parties", default="3,5", help="how many; several numbers with commas")
     parser.add_argument("--words", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output and nothing else")

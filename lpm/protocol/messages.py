@@ -332,7 +332,7 @@ def _plain(data: memoryview) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Release:
-    """What a party lets go of its own results, by its own consent: bands of its fit, never the data's rows.
+    """What a party shows of its own, by its own consent: it reaches the coordinator in the clear, inside TLS.
 
     Args:
         label: what it is, for the report.
