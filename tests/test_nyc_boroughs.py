@@ -1,4 +1,4 @@
-"""The New York world: its tables are what the full files say, its people and groups keep the promises of the scenario."""
+"""The New York world: its tables are what the full files say, and its people and groups keep what is promised."""
 
 from __future__ import annotations
 
