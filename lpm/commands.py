@@ -172,6 +172,9 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
     from lpm import launch
 
     _begin(run, options, scenario, "federated")
+    if options.steps is not None:
+        # Both sides apply it as a setting, so that their scenarios have the same hash.
+        options = options.with_(steps=None, settings=dict(options.settings) | {"scenario.steps": str(options.steps)})
     code = launch.federate(options, run.path, scenario.institutions, resume=resume)
     if code:
         raise SystemExit(code)

@@ -195,6 +195,13 @@ class Edges(Network):
     def cell_of(self) -> NDArray[np.int64]:
         return np.arange(self._agents, dtype=np.int64)
 
+    @cached_property
+    def readers_by_source(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Offsets [agents + 1] and readers [edges (both ways)]: those of agent i stand at offsets[i] … offsets[i+1]."""
+        source = self._source.numpy()
+        order = np.argsort(source, kind="stable")
+        return np.searchsorted(source[order], np.arange(self._agents + 1)), self._reader.numpy()[order]
+
     @property
     def source(self) -> Tensor:
         """Who is read, edge by edge [edges (both ways)]."""

@@ -17,42 +17,13 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["derive", "philox", "uniform_words"]
-
-_MASK = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85
-
-
-def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
-    """Four 32-bit words for each 128-bit counter.
-
-    Args:
-        counter: [4, n] words below 2^32, lowest first.
-        key: two words below 2^32, lowest first.
-
-    Returns:
-        [4, n] words below 2^32.
-    """
-    c0, c1, c2, c3 = (np.asarray(word, dtype=np.uint64) for word in counter)
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = _M0 * c0, _M1 * c2
-        c0, c1, c2, c3 = (
-            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
-            p1 & _MASK,
-            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
-            p0 & _MASK,
-        )
-        k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3])
+__all__ = ["derive", "uniform_words"]
 
 
 def uniform_words(
-    seed: int, step: int, protocol: int, agents: NDArray[np.uint64], block: int = 0
+    seed: int, step: int, protocol: int, agents: NDArray[np.uint64], block: int = 0, words: int = 4
 ) -> NDArray[np.uint64]:
-    """Four uniform 32-bit words for each agent at one address.
+    """Up to four uniform 32-bit words for each agent at one address.
 
     Args:
         seed: 64 bits; the shard's.
@@ -60,17 +31,23 @@ def uniform_words(
         protocol: number of the protocol in its model, below 2^16.
         agents: 64-bit agent ids [agents].
         block: which four variates of that protocol call, below 2^16.
+        words: how many of them.
 
     Returns:
-        [4, agents] words below 2^32.
+        [words, agents] words below 2^32.
     """
-    agents = np.asarray(agents, dtype=np.uint64)
-    counter = np.empty((4, agents.size), dtype=np.uint64)
-    counter[0] = agents & _MASK
-    counter[1] = agents >> _SHIFT
-    counter[2] = step + 1
-    counter[3] = protocol << 16 | block
-    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
+    from lpm.philox import fill  # numba: not for a process that only derives seeds
+
+    out = np.empty((words, len(agents)), dtype=np.uint64)
+    fill(
+        np.asarray(agents, dtype=np.uint64),
+        np.uint64(step + 1),
+        np.uint64(protocol << 16 | block),
+        np.uint64(seed & 0xFFFFFFFF),
+        np.uint64(seed >> 32 & 0xFFFFFFFF),
+        out,
+    )
+    return out
 
 
 def derive(seed: int, *path: int | str) -> int:

@@ -91,9 +91,9 @@ class Step:
             )
         return self.env[name]
 
-    def uniform(self, block: int = 0) -> NDArray[np.uint64]:
-        """Four uniform 32-bit words for each agent, at this step's and protocol's address [4, agents]."""
-        return rng.uniform_words(self.seed, self.t, self.number, self.model.population.addresses, block)
+    def uniform(self, block: int = 0, words: int = 1) -> NDArray[np.uint64]:
+        """Uniform 32-bit words (up to four) for each agent, at this step's and protocol's address [words, agents]."""
+        return rng.uniform_words(self.seed, self.t, self.number, self.model.population.addresses, block, words)
 
     def arrays(self, protocol: str) -> dict[str, Tensor]:
         """The arrays of one protocol by their short names."""

@@ -50,15 +50,20 @@ def _sum_groups(
 @nb.njit(nogil=True, cache=True)
 def _sum_edges(
     stage: NDArray[np.int8],
-    source: NDArray[np.int64],
-    reader: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    readers: NDArray[np.int64],
     words: NDArray[np.int64],
     total: NDArray[np.int64],
 ) -> None:
-    for e in range(source.size):
-        i, j = source[e], reader[e]
+    # Few agents are infectious at a time: only their edges are visited.
+    for i in range(stage.shape[0]):
+        speaks = False
         for k in range(stage.shape[1]):
-            total[j, k] += words[stage[i, k]]
+            speaks = speaks or words[stage[i, k]] != 0
+        if speaks:
+            for e in range(offsets[i], offsets[i + 1]):
+                for k in range(stage.shape[1]):
+                    total[readers[e], k] += words[stage[i, k]]
 
 
 @nb.njit(nogil=True, cache=True)
@@ -139,7 +144,7 @@ class Fused:
         total = np.zeros((place.cells, stage.shape[1]), dtype=np.int64)
         words = spec.infectivity_words[network]
         if isinstance(place, Edges):
-            _sum_edges(stage, place.source.numpy(), place.reader.numpy(), words, total)
+            _sum_edges(stage, *place.readers_by_source, words, total)
         else:
             _sum_groups(stage, place.cell_of, words, total)
         return Summed(torch.from_numpy(total))
