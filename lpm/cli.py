@@ -256,8 +256,29 @@ def resume(
 
 
 @app.command()
-def doctor(context: typer.Context) -> None:
+def doctor(
+    key_folder: Annotated[
+        Path | None, typer.Option("--keys", metavar="DIR", help="A party's key folder, or that of `lpm keys local`.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where runs will be written.")] = None,
+    json: Json = False,
+) -> None:
     """Check the installation, ports, clocks and key files, and say the remedy."""
+    from dataclasses import asdict
+
+    from lpm import console
+    from lpm.doctor import examine, worst
+
+    if json:
+        with console.only_json_on_stdout() as stdout:
+            found = examine(key_folder, folder=out)
+            answer = {"verdict": worst(found), "checks": [asdict(check) for check in found]}
+            stdout.write(json_module.dumps(answer) + "\n")
+    else:
+        found = examine(key_folder, folder=out)
+        console.checks([(check.verdict, check.subject, check.finding, check.remedy) for check in found])
+    if worst(found) == "fail":
+        raise typer.Exit(1)
 
 
 @keys.command("local")
@@ -293,13 +314,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What a service manager sends first is treated like Ctrl-C: the run is left resumable.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        typer.main.get_command(app).main(arguments, prog_name="lpm", standalone_mode=False)
-        return 0
+        code = typer.main.get_command(app).main(arguments, prog_name="lpm", standalone_mode=False)
+        return code if isinstance(code, int) else 0  # of a typer.Exit
     except click.exceptions.NoArgsIsHelpError as error:
         typer.echo(error.format_message())
         return 2
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "lpm"
         # typer and click both add their guess: one is enough.

@@ -15,6 +15,7 @@ from rich.text import Text
 
 __all__ = [
     "Advance",
+    "checks",
     "error_line",
     "format_number",
     "note",
@@ -177,6 +178,28 @@ def summary(found: Mapping[str, Any]) -> None:
     for name in ("run", "report"):
         if found.get(name):
             console.print(Text(f"{name.capitalize()}: {found[name]}"), soft_wrap=True)
+
+
+def checks(found: Sequence[tuple[str, str, str, str]]) -> None:
+    """Show what was checked on standard output.
+
+    Args:
+        found: verdict (`ok`, `warn` or `fail`), subject, finding and remedy of each.
+    """
+    console = Console(highlight=False)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    for verdict, subject, finding, remedy in found:
+        said = Text(finding)
+        if remedy:
+            said.append(f"\n{remedy}", style="bold" if verdict == "fail" else "")
+        table.add_row(Text(verdict, style=styles.get(verdict, "")), Text(subject), said)
+    console.print(table)
+    counts = {verdict: sum(row[0] == verdict for row in found) for verdict in styles}
+    last = "Ready." if not counts["fail"] else f"Not ready: {counts['fail']} to put right."
+    console.print(Text(last + (f" {counts['warn']} to know of." if counts["warn"] else ""), style="bold"))
 
 
 def _table(*columns: str) -> Table:

@@ -356,6 +356,32 @@ def test_keys_are_made(tmp_path: Path) -> None:
     assert (tmp_path / "keys" / "parties" / "queens" / "identity.key").is_file()
 
 
+@pytest.mark.parametrize(("verdict", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_the_doctor_says_what_is_wrong_and_the_remedy(
+    tmp_path: Path,
+    verdict: Any,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from lpm import doctor
+
+    asked: list[Any] = []
+
+    def examine(keys: Path | None = None, *, folder: Path | None = None) -> list[doctor.Check]:
+        asked.append((keys, folder))
+        return [doctor.Check("Python", "ok", "3.11"), doctor.Check("clock", verdict, "is [bold]late", "Set it.")]
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    assert cli.main(["doctor", "--keys", str(tmp_path)]) == code
+    shown = capsys.readouterr().out
+    assert "is [bold]late" in shown and "Set it." in shown and ("Not ready" in shown) == (code == 1)
+    assert cli.main(["doctor", "--json", "--out", str(tmp_path)]) == code
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["verdict"] == verdict and answer["checks"][1]["remedy"] == "Set it."
+    assert asked == [(tmp_path, None), (None, tmp_path)]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"lpm {cli.metadata.version('lpm')}\n"
