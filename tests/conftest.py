@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Several processes and threads share few cores: a spinning pool of threads in each would slow all of them.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 

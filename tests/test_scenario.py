@@ -1,0 +1,90 @@
+"""A scenario's public part is read strictly; settings apply by name, and the hash binds what all must agree on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lpm.errors import InputError
+from lpm.scenario import load
+
+ROOT = Path(__file__).resolve().parent.parent
+CLINICS = ROOT / "simulations" / "three_clinics"
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A copy of a scenario whose text a test may change."""
+
+    def make(old: str, new: str) -> Path:
+        text = (CLINICS / "scenario.toml").read_text()
+        assert old in text
+        (tmp_path / "scenario.toml").write_text(text.replace(old, new, 1))
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("steps =", "stepps =", r"scenario.stepps is not known"),
+        ("agents =", "agents = -5 #", r"population.agents is -5: a whole number from 1"),
+        ("[calibration]", "[calibrations]", "calibrations is not known"),
+        ("[gradient]", "[gradient", "can't be read"),
+        ('role = "dynamics"', 'role = "magic"', "dynamics or observation"),
+    ],
+)
+def test_mistakes_are_named(broken, old, new, words):
+    with pytest.raises(InputError, match=words):
+        load(broken(old, new))
+
+
+def test_an_unknown_scenario_is_named():
+    with pytest.raises(InputError, match="There is no scenario nowhere"):
+        load("nowhere")
+
+
+def test_settings_apply_by_name_and_unknown_ones_are_refused():
+    scenario = load(CLINICS)
+    name = scenario.declared[0].parameter.name
+    changed = scenario.with_options(settings={name: str(scenario.declared[0].value * 1.01), "calibration.draws": "6"})
+    assert changed.calibration.draws == 6 and changed.declared[0].value != scenario.declared[0].value
+    for settings, words in (
+        ({"nothing": "1"}, "no such key"),
+        ({name: "much"}, "a finite number"),
+        ({name: "1e9"}, name),
+        ({"calibration.draws": "2.5"}, "a whole number"),
+        ({"calibration.draws": "0"}, "calibration.draws is 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            scenario.with_options(settings=settings)
+
+
+def test_a_shorter_run_holds_out_fewer_days():
+    scenario = load(ROOT / "simulations" / "nyc_boroughs")
+    shorter = scenario.with_options(settings={"scenario.steps": str(scenario.steps // 2)})
+    assert shorter == scenario.with_options(steps=scenario.steps // 2)
+    assert 0 < shorter.held_out < scenario.held_out
+
+
+def test_the_hash_binds_what_all_must_agree_on():
+    scenario = load(CLINICS)
+    assert scenario.hash == load(CLINICS).hash
+    assert scenario.with_options(iterations=999).hash == scenario.hash
+    assert scenario.with_options(agents=scenario.agents + 3).hash != scenario.hash
+    assert scenario.with_options(steps=scenario.steps - 1).hash != scenario.hash
+    first = scenario.declared[0]
+    assert scenario.with_options(settings={first.parameter.name: str(first.value * 1.01)}).hash != scenario.hash
+
+
+def test_the_public_part_is_read_without_a_simulator():
+    code = (
+        "import sys, lpm.scenario; lpm.scenario.load(sys.argv[1]); "
+        "print([m for m in sys.modules if m.startswith(('lpm.flame', 'lpm.simulation', 'lpm.kernels', 'numba'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(CLINICS)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
