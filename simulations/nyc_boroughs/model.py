@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import lpm
 from lpm.errors import DataMissing, InputError
+from lpm.institution_effect import InstitutionEffect
 from lpm.observation import CountSeries, Observation
 from lpm.population.synthesis import Margins, Stream, apportion, divide, place, synthesise
 from lpm.scenario import Scenario
@@ -72,6 +73,10 @@ REGISTRATION = {
     "staten_island": (0.80, 0.14, 0.06),
 }
 """Share of events dated 0, 1, 2 days late, by institution: ASSUMED, each institution's own affair."""
+
+BETWEEN = 0.3
+"""Standard deviation, among institutions, of the logarithm of how much more or less they see than the model explains:
+an assumption. The factor itself is integrated out at the institution (`lpm.institution_effect`)."""
 
 BURN_IN = 10
 """First days that no likelihood sees: their admissions come from infections before the start."""
@@ -465,7 +470,7 @@ def delay(*parts: tuple[float, float], late: Sequence[float] = (1.0,), days: int
     return total / total.sum()
 
 
-def observation(scenario: Scenario, institution: str, data: Path | None) -> Observation:
+def observation(scenario: Scenario, institution: str, data: Path | None) -> InstitutionEffect:
     """What one institution observes, against which it scores simulations.
 
     Args:
@@ -503,7 +508,8 @@ def observation(scenario: Scenario, institution: str, data: Path | None) -> Obse
         )
         seen = np.where(np.arange(scenario.steps) < BURN_IN, math.nan, whole.values)
         series.append(dataclasses.replace(whole, values=seen))
-    return Observation(institution, scenario.start, series)
+    fitted = scenario.steps - scenario.held_out
+    return InstitutionEffect(Observation(institution, scenario.start, series), BETWEEN, fitted)
 
 
 def _series_of(institution: str, data: Path | None) -> tuple[Path, dict[str, str], dict[str, str]]:
