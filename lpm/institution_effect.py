@@ -48,6 +48,7 @@ class InstitutionEffect:
     learn: int
     _nodes: Tensor = field(init=False, repr=False)
     _log_prior: Tensor = field(init=False, repr=False)
+    _last: list[tuple[Mapping[str, Tensor], Mapping[str, Tensor], int, Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.sd < 3:
@@ -57,6 +58,7 @@ class InstitutionEffect:
         half = max(round(_REACH * self.sd / _SPACING), 8)
         z = torch.linspace(-_REACH * self.sd, _REACH * self.sd, 2 * half + 1, dtype=torch.float64)
         object.__setattr__(self, "_nodes", z)
+        object.__setattr__(self, "_last", [])
         object.__setattr__(self, "_log_prior", torch.log_softmax(-0.5 * (z / self.sd) ** 2, dim=0))
 
     @property
@@ -93,7 +95,13 @@ class InstitutionEffect:
         prior = self._log_prior[:, None]
         if days == 0:
             return prior
-        return torch.log_softmax(prior + self._by_node(outputs, theta, slice(0, days)), dim=0)
+        # A forecast asks day by day, with the same outputs: what the fitted days tell is worked out once.
+        for seen, at, learned, found in self._last:
+            if seen is outputs and at is theta and learned == days:
+                return found
+        found = torch.log_softmax(prior + self._by_node(outputs, theta, slice(0, days)), dim=0)
+        self._last[:] = [] if found.requires_grad else [(outputs, theta, days, found)]
+        return found
 
     def log_likelihood(
         self, outputs: Mapping[str, Tensor], theta: Mapping[str, Tensor], window: slice = slice(None)

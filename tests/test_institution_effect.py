@@ -59,6 +59,17 @@ def test_held_out_days_never_change_the_factor() -> None:
     assert torch.equal(a, b)
 
 
+def test_what_was_learned_is_kept_for_the_same_simulation_only() -> None:
+    it, other = effect(), {"cases": OUTPUTS["cases"] * 1.2}
+    first = it.log_likelihood(OUTPUTS, THETA, slice(21, 22))
+    assert torch.equal(it.log_likelihood(OUTPUTS, THETA, slice(21, 22)), first)
+    assert torch.equal(
+        it.log_likelihood(other, THETA, slice(21, 22)), effect().log_likelihood(other, THETA, slice(21, 22))
+    )
+    early = it.log_likelihood(other, THETA, slice(5, 6))
+    assert torch.equal(early, effect().log_likelihood(other, THETA, slice(5, 6)))
+
+
 def test_predictions_take_up_the_level_that_was_seen() -> None:
     wide = {"cases": OUTPUTS["cases"][:1].expand(400, -1)}
     theta = {"scale": torch.ones(400, dtype=torch.float64)}
