@@ -85,7 +85,7 @@ def _take_part(config: ClientConfig, control: str, address: str, patience: float
     from lpm.processes import Process, announce
     from lpm.protocol.identity import load_identity
 
-    identity = load_identity(config.keys, config.party)
+    load_identity(config.keys, config.party)  # refuses here, before anything is started
     written = config.folder / "client.json"
     config.write(written)
     os.environ[CONFIG_VARIABLE] = str(written)
@@ -95,7 +95,7 @@ def _take_part(config: ClientConfig, control: str, address: str, patience: float
         from clients.node import run_node
 
         announce(announcement, [here])
-        return run_node(app, identity, config.keys, address, patience=patience)
+        return run_node(app, config.keys, address, patience=patience)
     if control == "flower":
         from clients.supernode import SuperNode
 

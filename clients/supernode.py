@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from clients.config import ClientConfig
-from clients.node import require_coordinator
+from clients.node import connect
 from lpm.errors import PeerLost, SessionRefused
 from lpm.node_keys import node_key
 from lpm.processes import end_with_parent, free_port, start, stop
@@ -53,7 +53,7 @@ class SuperNode:
         key, new = node_key(config.keys)
         if new:
             _log.warning("Made %s; give node.pub beside it to the coordinator, as nodes/%s.pub.", key, config.party)
-        require_coordinator(address, config.keys, mutual=False, patience=patience)
+        connect(address, config.keys, patience=patience).close()  # a refusal is told here, and in full
         folder = config.folder.resolve()
         self._log = folder / "supernode.log"
         self._secret_path = folder / "superexec.secret"

@@ -94,7 +94,7 @@ def _coordinate(config: CoordinatorConfig, control: str, address: str, announcem
     from lpm.protocol.identity import COORDINATOR, load_identity
     from server.config import CONFIG_VARIABLE
 
-    identity = load_identity(config.keys, COORDINATOR)
+    load_identity(config.keys, COORDINATOR)  # refuses here, before anything is started
     written = config.out / "control" / "coordinator.json"
     written.parent.mkdir(parents=True, exist_ok=True)
     config.write(written)
@@ -103,7 +103,7 @@ def _coordinate(config: CoordinatorConfig, control: str, address: str, announcem
     if control == "streams":
         from server.grid import StreamsGrid, run_app
 
-        with StreamsGrid(address, identity, config.parties) as grid:
+        with StreamsGrid(address, config.keys, config.parties) as grid:
             announce(announcement, [here])
             status = run_app(grid)
     elif control == "flower":

@@ -6,18 +6,19 @@ party holds one stream open; its name is the one in its certificate.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import queue
+import socket
+import ssl
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Self
 
-import grpc
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -27,22 +28,15 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from lpm.control_stream import ControlStream, Frame, tls_context
 from lpm.errors import InputError
-from lpm.protocol.identity import Identity
+from lpm.processes import parse_address
 
-__all__ = ["CONTROL_METHOD", "StreamsGrid", "node_id_of", "run_app"]
+__all__ = ["StreamsGrid", "node_id_of", "run_app"]
 
 _log = logging.getLogger(__name__)
 
-CONTROL_METHOD = "/lpm.Control/Node"
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a taken port is an error, not a second listener
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.max_ping_strikes", 0),
-)
+_HANDSHAKE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _RUN_ID = 1
 
@@ -62,7 +56,7 @@ def node_id_of(party: str) -> int:
 @dataclass
 class _Node:
     party: str
-    outbox: queue.SimpleQueue[bytes | None] = field(default_factory=queue.SimpleQueue)
+    stream: ControlStream
 
 
 class StreamsGrid(Grid):
@@ -70,14 +64,14 @@ class StreamsGrid(Grid):
 
     Args:
         address: HOST:PORT to listen on.
-        identity: the coordinator's keys.
+        keys: the coordinator's own key folder.
         parties: the roster; nobody else is let in, and nobody twice.
 
     Raises:
         InputError: if the address can't be listened on.
     """
 
-    def __init__(self, address: str, identity: Identity, parties: Sequence[str]) -> None:
+    def __init__(self, address: str, keys: Path, parties: Sequence[str]) -> None:
         """Begin to listen."""
         self._roster = frozenset(parties)
         self._nodes: dict[int, _Node] = {}
@@ -85,21 +79,16 @@ class StreamsGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._changed = threading.Condition()
         self._run = Run.create_empty(_RUN_ID)
-        self._server = grpc.server(ThreadPoolExecutor(len(parties) + 2, "control"), options=_OPTIONS)
-        handler = grpc.stream_stream_rpc_method_handler(self._serve)
-        service, _, method = CONTROL_METHOD.strip("/").partition("/")
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        credentials = grpc.ssl_server_credentials(
-            [(identity.tls_key, identity.tls_certificate)], identity.authority, require_client_auth=True
-        )
+        self._tls = tls_context(keys, server=True)
+        self._threads: list[threading.Thread] = []
         try:
-            self._server.add_secure_port(address, credentials)
-        except RuntimeError:
+            self._listener = socket.create_server(parse_address("control-address", address), backlog=64)
+        except OSError as problem:
             raise InputError(
-                f"`--control-address` is {address}: it can't be listened on.",
+                f"`--control-address` is {address}: it can't be listened on ({problem.strerror}).",
                 "Another process may hold it; name a free port of this machine.",
             ) from None
-        self._server.start()
+        threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def __enter__(self) -> Self:
         """The grid listens from its making on."""
@@ -111,10 +100,15 @@ class StreamsGrid(Grid):
 
     def close(self) -> None:
         """End every party's stream and stop listening."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._listener.close()
         with self._changed:
             for node in self._nodes.values():
-                node.outbox.put(None)
-        self._server.stop(1.0).wait()
+                node.stream.send(Frame.END)
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(1.0)
 
     @property
     def run(self) -> Run:
@@ -177,7 +171,7 @@ class StreamsGrid(Grid):
                 if node is None:
                     self._answer_for_lost(message)
                 else:
-                    node.outbox.put(message_to_proto(message).SerializeToString())
+                    node.stream.send(Frame.MESSAGE, message_to_proto(message).SerializeToString())
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -213,47 +207,68 @@ class StreamsGrid(Grid):
                 replies.append(reply)
         return replies
 
-    def _serve(self, frames: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        party = _certified_name(context)
-        if party not in self._roster:
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{party} is not in the roster of this session")
-        number, node = node_id_of(party), _Node(party)
-        with self._changed:
-            taken = number in self._nodes
-            if not taken:
-                self._nodes[number] = node
-                self._changed.notify_all()
-        if taken:
-            context.abort(grpc.StatusCode.ALREADY_EXISTS, f"{party} is connected already")
-        _log.info("%s is connected.", party)
-        if not context.add_callback(lambda: self._lose(number)):
-            self._lose(number)
-        threading.Thread(target=self._listen, args=(number, frames), name=f"control-{party}", daemon=True).start()
-        while (frame := node.outbox.get()) is not None:
-            yield frame
+    def _accept(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            thread = threading.Thread(target=self._serve, args=(plain,), name="control-stream", daemon=True)
+            with self._changed:
+                self._threads = [each for each in self._threads if each.is_alive()] + [thread]
+            thread.start()
 
-    def _listen(self, number: int, frames: Iterator[bytes]) -> None:
+    def _serve(self, plain: socket.socket) -> None:
+        plain.settimeout(_HANDSHAKE_SECONDS)
         try:
-            for frame in frames:
-                reply = message_from_proto(MessageProto.FromString(frame))
-                with self._changed:
-                    asked = self._sent.get(reply.metadata.reply_to_message_id)
-                    if asked is not None and asked.metadata.dst_node_id == number:  # nobody answers for another
-                        del self._sent[asked.metadata.message_id]
-                        self._replies[asked.metadata.message_id] = reply
-                        self._changed.notify_all()
-        except grpc.RpcError:
-            pass  # the stream's end is told by its callback
+            stream = ControlStream(secure := self._tls.wrap_socket(plain, server_side=True))
+        except (OSError, ValueError) as problem:  # the other side is told by TLS itself
+            why = getattr(problem, "verify_message", "") or getattr(problem, "reason", "") or type(problem).__name__
+            _log.warning("A connection was refused: %s.", str(why).lower().replace("_", " "))
+            plain.close()
+            return
+        party = _certified_name(secure)
+        number = node_id_of(party)
+        with self._changed:
+            refusal = ""
+            if party not in self._roster:
+                refusal = f"{party} is not in the roster of this session"
+            elif number in self._nodes:
+                refusal = f"{party} is connected already"
+            else:
+                self._nodes[number] = _Node(party, stream)
+        if refusal:
+            _log.warning("A connection was refused: %s.", refusal)
+            stream.send(Frame.REFUSED, refusal.encode())
+            stream.send(Frame.END)
+        else:
+            _log.info("%s is connected.", party)
+            stream.send(Frame.WELCOME)
+        try:
+            for kind, payload in stream.frames():
+                if kind is Frame.MESSAGE and not refusal:
+                    self._take(number, message_from_proto(MessageProto.FromString(payload)))
+        except OSError:
+            pass  # gone, which is told below
         except Exception as problem:  # a frame that is no message: as good as gone
-            _log.warning("A party's control stream can't be read (%s).", type(problem).__name__)
-            self._lose(number)
+            _log.warning("The control stream of %s can't be read (%s).", party, type(problem).__name__)
+        finally:
+            if not refusal:
+                self._lose(number)
+
+    def _take(self, number: int, reply: Message) -> None:
+        with self._changed:
+            asked = self._sent.get(reply.metadata.reply_to_message_id)
+            if asked is not None and asked.metadata.dst_node_id == number:  # nobody answers for another
+                del self._sent[asked.metadata.message_id]
+                self._replies[asked.metadata.message_id] = reply
+                self._changed.notify_all()
 
     def _lose(self, number: int) -> None:
         with self._changed:
             node = self._nodes.pop(number, None)
             if node is None:
                 return
-            node.outbox.put(None)
             for message in list(self._sent.values()):
                 if message.metadata.dst_node_id == number:
                     self._answer_for_lost(message)
@@ -265,9 +280,10 @@ class StreamsGrid(Grid):
         self._replies[message.metadata.message_id] = Message(error, reply_to=message)
 
 
-def _certified_name(context: grpc.ServicerContext) -> str:
-    names = context.auth_context().get("x509_common_name", [])
-    return names[0].decode("utf-8", "replace") if len(names) == 1 else ""
+def _certified_name(secure: ssl.SSLSocket) -> str:
+    subject = (secure.getpeercert() or {}).get("subject", ())
+    names = [value for part in subject for key, value in part if key == "commonName"]
+    return str(names[0]) if len(names) == 1 else ""
 
 
 def run_app(grid: StreamsGrid) -> dict[str, object]:

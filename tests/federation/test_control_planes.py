@@ -13,13 +13,16 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
+from flwr.clientapp import ClientApp
 
+from lpm.control_stream import ControlStream, Frame
 from lpm.launch import federate
 from lpm.options import Options
 from lpm.processes import free_port
@@ -207,48 +210,79 @@ class TestTheGrid:
         make_local_authority(tmp_path / "keys", [*PARTIES, "stranger"])
         return tmp_path / "keys"
 
-    def test_strangers_and_second_comers_are_turned_away(self, keys: Path) -> None:
-        import grpc
-
-        from clients.node import require_coordinator
+    def test_strangers_and_second_comers_are_turned_away(self, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "clients.party", types.ModuleType("clients.party"))
+        from clients.node import run_node
         from lpm.errors import SessionRefused
-        from lpm.protocol.identity import load_identity
-        from server.grid import CONTROL_METHOD, StreamsGrid
-
-        def connect(party: str) -> tuple[grpc.Channel, Iterator[bytes]]:
-            identity = load_identity(keys / "parties" / party)
-            credentials = grpc.ssl_channel_credentials(identity.authority, identity.tls_key, identity.tls_certificate)
-            channel = grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", "coordinator")])
-            never = threading.Event()
-            return channel, channel.stream_stream(CONTROL_METHOD)(iter(lambda: never.wait() and b"", b""))
+        from server.grid import StreamsGrid
 
         address = f"127.0.0.1:{free_port()}"
-        with StreamsGrid(address, load_identity(keys / "coordinator"), PARTIES) as grid:
-            require_coordinator(address, keys / "parties" / "east", name="coordinator", patience=1)
-            first, _ = connect("east")
-            while not list(grid.get_nodes()):
-                threading.Event().wait(0.02)
-            for party, code in (("stranger", "PERMISSION_DENIED"), ("east", "ALREADY_EXISTS")):
-                channel, stream = connect(party)
-                with channel, pytest.raises(grpc.RpcError) as refusal:
-                    next(stream)
-                assert refusal.value.code().name == code
+        with StreamsGrid(address, keys / "coordinator", PARTIES) as grid:
+            first = self.join(address, keys / "parties" / "east")
+            assert next(first) == (Frame.WELCOME, b"")
+            for party, reason in (("stranger", "not in the roster"), ("east", "connected already")):
+                with pytest.raises(SessionRefused, match=reason):
+                    run_node(ClientApp(), keys / "parties" / party, address, patience=1)
             assert [node.name for node in grid.get_nodes()] == ["east"]
             make_local_authority(keys / "others", PARTIES)
             mixed = keys / "others" / "parties" / "east"
             (mixed / "authority.pem").write_bytes((keys / "parties" / "east" / "authority.pem").read_bytes())
-            with pytest.raises(SessionRefused, match="refuses this party's certificate"):
-                require_coordinator(address, mixed, name="coordinator", patience=1)
-            first.close()
+            with pytest.raises(SessionRefused, match=r"refuses this party's certificate \(.*unknown ca"):
+                run_node(ClientApp(), mixed, address, patience=1)
+        assert list(first) == []  # ended by the grid, not broken
+
+    def test_a_message_is_answered_by_its_addressee_or_by_an_error_once_that_has_gone(self, keys: Path) -> None:
+        from flwr.app import ConfigRecord, Message, RecordDict
+        from flwr.common.serde import message_from_proto, message_to_proto
+        from flwr.proto.message_pb2 import Message as MessageProto
+        from flwr.supercore.task_identity import TaskIdentity
+
+        from server.grid import StreamsGrid, node_id_of
+
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        address = f"127.0.0.1:{free_port()}"
+        with StreamsGrid(address, keys / "coordinator", PARTIES) as grid:
+            streams = {party: self.stream(address, keys / "parties" / party) for party in ("east", "west")}
+            frames = {party: stream.frames() for party, stream in streams.items()}
+            for each in frames.values():
+                assert next(each)[0] is Frame.WELCOME
+            content = RecordDict({"order": ConfigRecord({"task": "start"})})
+            sent = [Message(content, node_id_of(party), "query.start") for party in frames]
+            east, west = grid.push_messages(sent)
+            got = message_from_proto(MessageProto.FromString(next(frames["east"])[1]))
+            answer = message_to_proto(Message(RecordDict({"status": ConfigRecord({"exit": 0})}), reply_to=got))
+            streams["west"].send(Frame.MESSAGE, answer.SerializeToString())  # west answers for east: not heard
+            assert next(frames["west"])[0] is Frame.MESSAGE
+            streams["west"].send(Frame.END)
+            assert list(frames["west"]) == []
+            streams["east"].send(Frame.MESSAGE, answer.SerializeToString())
+            pump = threading.Thread(target=list, args=(frames["east"],))
+            pump.start()
+            replies: dict[str, Message] = {}
+            while len(replies) < 2:
+                for reply in grid.pull_messages([east, west]):
+                    replies[reply.metadata.reply_to_message_id] = reply
+                threading.Event().wait(0.02)
+            assert replies[west].has_error() and not replies[east].has_error()
+            assert grid.pull_messages([east, west]) == []
+        pump.join()
 
     def test_a_taken_port_is_one_clear_error(self, keys: Path) -> None:
         from lpm.errors import InputError
-        from lpm.protocol.identity import load_identity
         from server.grid import StreamsGrid
 
-        address, identity = f"127.0.0.1:{free_port()}", load_identity(keys / "coordinator")
-        with StreamsGrid(address, identity, PARTIES), pytest.raises(InputError, match="can't be listened on"):
-            StreamsGrid(address, identity, PARTIES)
+        address = f"127.0.0.1:{free_port()}"
+        with StreamsGrid(address, keys / "coordinator", PARTIES), pytest.raises(InputError, match="listened on"):
+            StreamsGrid(address, keys / "coordinator", PARTIES)
+
+    @staticmethod
+    def stream(address: str, keys: Path) -> ControlStream:
+        from clients.node import connect
+
+        return ControlStream(connect(address, keys, name="coordinator", patience=1))
+
+    def join(self, address: str, keys: Path) -> Iterator[tuple[Frame, bytes]]:
+        return self.stream(address, keys).frames()
 
 
 @pytest.mark.parametrize(
