@@ -94,7 +94,7 @@ class PartySession:
 
     @property
     def secure_sum(self) -> SecureSum:
-        """This party's engine of the secure sum."""
+        """The party's engine of the secure sum."""
         assert self._sum is not None
         return self._sum
 

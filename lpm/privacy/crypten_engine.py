@@ -58,7 +58,7 @@ class _Scope:
     def get_world_size(self) -> int:
         return self.keys.parties
 
-    def all_reduce(self, share: torch.Tensor | list[torch.Tensor], batched: bool = False) -> Any:  # noqa: ANN401
+    def all_reduce(self, share: torch.Tensor | list[torch.Tensor], batched: bool = False) -> Any:
         if batched:
             flat = self.all_reduce(torch.cat([each.reshape(-1) for each in share]))
             parts = torch.split(flat, [each.numel() for each in share])
@@ -100,7 +100,7 @@ def _size(size: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
 
 
-def load_crypten() -> Any:  # noqa: ANN401 - CrypTen has no types
+def load_crypten() -> Any:
     """CrypTen's arithmetic tensor, with its communicator and zero sharing replaced.
 
     Returns:
@@ -114,7 +114,7 @@ def load_crypten() -> Any:  # noqa: ANN401 - CrypTen has no types
 
 
 @functools.cache
-def _load() -> Any:  # noqa: ANN401 - CrypTen has no types
+def _load() -> Any:
     # Newer releases of torch have dropped this module; CrypTen only reads the name when it is imported.
     if "torch.onnx.symbolic_registry" not in sys.modules:
         registry = types.ModuleType("torch.onnx.symbolic_registry")
@@ -131,13 +131,13 @@ def _load() -> Any:  # noqa: ANN401 - CrypTen has no types
             'Install the extra `mpc`: pip install "lpm[mpc]".',
         ) from None
 
-    def arithmetic_zero(*size: Any, device: Any = None) -> Any:  # noqa: ANN401 - CrypTen's signature
+    def arithmetic_zero(*size: Any, device: Any = None) -> Any:
         scope, shape = _scope(), _size(size)
         context = scope.context(b"\x00add")
         words = zero_share(scope.keys.me, scope.keys.pair_secrets, context, int(np.prod(shape, dtype=np.int64)))
         return ArithmeticSharedTensor.from_shares(torch.from_numpy(words.view(np.int64)).reshape(shape), precision=0)
 
-    def binary_zero(*size: Any, device: Any = None) -> Any:  # noqa: ANN401 - CrypTen's signature
+    def binary_zero(*size: Any, device: Any = None) -> Any:
         scope, shape = _scope(), _size(size)
         context = scope.context(b"\x00xor")
         words = zero_share_xor(scope.keys.pair_secrets, context, int(np.prod(shape, dtype=np.int64)))
@@ -188,7 +188,7 @@ class CrypTenSum(SecureSum):
         with _within(scope):
             self._share(words, flags).reveal(dst=self.parties)
 
-    def _share(self, words: NDArray[np.int64], flags: Flags) -> Any:  # noqa: ANN401 - CrypTen has no types
+    def _share(self, words: NDArray[np.int64], flags: Flags) -> Any:
         if words.dtype != np.int64:
             raise InputError(f"A contribution has the type {words.dtype}: words are int64 (see lpm.ring).")
         share = self._tensor.from_shares(torch.from_numpy(np.ascontiguousarray(words)), precision=0)

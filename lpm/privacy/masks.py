@@ -88,7 +88,7 @@ def pair_mask(secret: bytes, context: bytes, count: int) -> NDArray[np.uint64]:
 
 
 def zero_share(me: int, secrets: Mapping[int, bytes], context: bytes, count: int) -> NDArray[np.uint64]:
-    """This party's share of zero: masks shared with later parties less those shared with earlier ones.
+    """The party's share of zero: masks shared with later parties less those shared with earlier ones.
 
     Args:
         me: this party's place in the roster.
@@ -109,7 +109,7 @@ def zero_share(me: int, secrets: Mapping[int, bytes], context: bytes, count: int
 
 
 def zero_share_xor(secrets: Mapping[int, bytes], context: bytes, count: int) -> NDArray[np.uint64]:
-    """This party's share of zero under exclusive or, for values shared bit by bit.
+    """The party's share of zero under exclusive or, for values shared bit by bit.
 
     Args:
         secrets: place of each other party → what the pair shares.

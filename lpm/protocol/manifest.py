@@ -189,7 +189,7 @@ class Manifest:
         return cls(bytes.fromhex(plain["session"]), roster, Terms(**terms))
 
 
-def _typed(value: Any, kind: type) -> Any:  # noqa: ANN401 - whatever JSON held
+def _typed(value: Any, kind: type) -> Any:
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise TypeError
