@@ -86,14 +86,10 @@ class Shard:
             for value in theta[:, k]:
                 parameter.require(float(value))
         if task.kind == "simulate":
-            keeper = self._keeper(task, world)
-            words = self.evidence.words(
-                theta,
-                task.trajectory,
-                world=world,
-                keeper=keeper,
-                seed=self.seed if task.options.get("plain") else None,
-            )
+            if task.options.get("plain"):
+                words = self.evidence.simulate(theta, task.trajectory, world=world, keeper=self._keeper(task, world))
+            else:
+                words = self.evidence.words(theta, task.trajectory, world=world)
             world.tell_coordinator("outputs", words.reshape(-1))
             self._forget(task)
         elif task.kind == "evaluate":

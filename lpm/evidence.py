@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lpm import ring
 from lpm.errors import InputError
 from lpm.estimators import evaluate
 from lpm.flame.model import Model
@@ -28,6 +29,9 @@ __all__ = ["QUANTILES", "Evidence", "Forecast"]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of released bands: the 50 % and the 90 % band, and the median."""
+
+GROUPS = 8
+"""Draws of a forecast share their random numbers within a group only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +176,8 @@ class Evidence:
             trajectory: number of the run.
             world: who adds up.
         """
-        run = self._run(theta, trajectory, world, "none")
-        by_name, values = self._series(torch.from_numpy(run.outputs[:, self.used]), torch.from_numpy(theta))
+        outputs = ring.decode(self._independent(theta, trajectory, world))
+        by_name, values = self._series(torch.from_numpy(outputs[:, self.used]), torch.from_numpy(theta))
         score = np.zeros(3)
         bands: dict[tuple[str, str], NDArray[np.float64]] = {}
         generator = torch.Generator().manual_seed(derive(self.seed, "forecast", trajectory) >> 1)
@@ -191,22 +195,39 @@ class Evidence:
                 bands[observation.institution, name] = np.quantile(np.asarray(drawn), QUANTILES, axis=0)
         return Forecast(score, bands)
 
-    def words(
-        self,
-        theta: NDArray[np.float64],
-        trajectory: int,
-        *,
-        world: World | None = None,
-        seed: int | None = None,
-        keeper: Keeper | None = None,
+    def _independent(self, theta: NDArray[np.float64], trajectory: int, world: World | None) -> NDArray[np.int64]:
+        """Exact outputs of many draws [T, O, M], in `GROUPS` groups with random numbers of their own.
+
+        Draws that all shared their random numbers would hide how much of a forecast's uncertainty is chance.
+        """
+        words = np.empty((self.steps, len(self.model.recorded), theta.shape[0]), dtype=np.int64)
+        for group in range(min(GROUPS, theta.shape[0])):
+            run = evaluate(
+                self.model,
+                np.ascontiguousarray(theta[group::GROUPS, self.columns]),
+                estimator="none",
+                steps=self.steps,
+                seed=derive(self.seed, "trajectory", trajectory, group),
+                world=world,
+                trajectory=trajectory,
+            )
+            words[..., group::GROUPS] = run.words
+        return words
+
+    def words(self, theta: NDArray[np.float64], trajectory: int, *, world: World | None = None) -> NDArray[np.int64]:
+        """The public outputs of this shard for many draws, exact [T, O, M]."""
+        return self._independent(theta, trajectory, world)[:, : len(self.model.outputs)]
+
+    def simulate(
+        self, theta: NDArray[np.float64], trajectory: int, *, world: World | None = None, keeper: Keeper | None = None
     ) -> NDArray[np.int64]:
-        """The public outputs of this shard, exact [T, O, K]."""
+        """The public outputs of this shard with its seed as it is, exact [T, O, K]: what `lpm simulate` shows."""
         run = evaluate(
             self.model,
             np.ascontiguousarray(theta[:, self.columns]),
             estimator="none",
             steps=self.steps,
-            seed=derive(self.seed, "trajectory", trajectory) if seed is None else seed,
+            seed=self.seed,
             world=world,
             trajectory=trajectory,
             keeper=keeper,

@@ -86,9 +86,7 @@ def run(config: CoordinatorConfig) -> dict[str, Any]:
             )
         else:
             summary = _calibrate(config, scenario, backend, record, seed, facts, began, gathered)
-    record.update(
-        status="done", summary={key: value for key, value in summary.items() if key not in ("parameters", "outputs")}
-    )
+    record.update(status="done", summary=summary)
     return summary
 
 

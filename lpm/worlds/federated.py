@@ -32,14 +32,19 @@ class FederatedWorld:
         self.rescaled: list[tuple[int, str, int]] = []
         self._trajectory = 0
         self._task = b"\0" * 32
+        self._run = 0
         self._attempts: dict[tuple[int, str, int], int] = {}
 
     def take(self, trajectory: int, task: bytes) -> None:
         """From here on, rounds belong to a task of the session: its number and its hash, parameters included."""
-        self._trajectory, self._task = trajectory, task
+        self._trajectory, self._task, self._run = trajectory, task, 0
 
     def begin(self, trajectory: int, parameters: bytes) -> None:
-        """See `World.begin`; the task's hash, which the coordinator knows too, stands for the parameters."""
+        """See `World.begin`; the task's hash, which the coordinator knows too, stands for the parameters.
+
+        A task may run several trajectories; their rounds differ in the tensor's name.
+        """
+        self._run += 1
 
     def _round(self, tensor: str, step: int) -> Round:
         address = (self._trajectory, tensor, step)
@@ -54,7 +59,7 @@ class FederatedWorld:
         if rescale:
             self.rescaled.append((self._trajectory, tensor, step))
         return self.engine.open_to_parties(
-            self._round(tensor, step), words, Flags(digest=digest, rescale=rescale, abort="")
+            self._round(f"{tensor}/{self._run}", step), words, Flags(digest=digest, rescale=rescale, abort="")
         )
 
     def tell_coordinator(self, tensor: str, words: NDArray[np.int64]) -> None:
