@@ -57,4 +57,4 @@ def start(message: Message, context: Context) -> Message:
         logging.getLogger().error("the session failed", exc_info=True)
         _log.error("Failed (%s); %s says where.", type(problem).__name__, config.folder / "party.log")
         status |= {"exit": 1, "error": type(problem).__name__}
-    return Message(RecordDict({"status": ConfigRecord(status)}), reply_to=message)
+    return Message(RecordDict({"status": ConfigRecord({**status})}), reply_to=message)

@@ -23,6 +23,7 @@ from lpm.processes import end_with_parent, free_port, start, stop
 from lpm.protocol.identity import COORDINATOR
 
 if TYPE_CHECKING:
+    from flwr.supercore.protobuf.client import ProtobufClientInterceptor
     from flwr.supercore.runtime import RuntimeHttpClient
 
 __all__ = ["SuperNode"]
@@ -184,7 +185,7 @@ class SuperNode:
         return PeerLost(COORDINATOR, f"the SuperNode ended ({self._log} says why)")
 
 
-def _runtime(address: str, name: str, interceptor: object) -> RuntimeHttpClient:
+def _runtime(address: str, name: str, interceptor: ProtobufClientInterceptor) -> RuntimeHttpClient:
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
     from flwr.supercore.runtime import RuntimeHttpClient
 

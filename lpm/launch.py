@@ -38,6 +38,7 @@ _UP_SECONDS = 120.0
 _END_SECONDS = 8.0
 _LOSS_SECONDS = 4.0
 _TRIES = 3
+_REMEDY = "The run is kept; continue it with `lpm resume RUN`."
 
 
 def group_institutions(institutions: Sequence[str], parties: int | None) -> dict[str, tuple[str, ...]]:
@@ -135,6 +136,7 @@ class _Federation:
         self._options, self._out, self._groups, self._keys, self._resume = options, out, groups, keys, resume
         self._members: list[_Member] = []
         self._grace = _END_SECONDS
+        self._quiet = threading.Event()
 
     def run(self) -> int:
         folder = self._out / "control" / "up"
@@ -149,7 +151,12 @@ class _Federation:
                 code = self._supervise()
         except KeyboardInterrupt:
             _say("Stopping; the run is kept.")
+            self._quiet.set()
             code = 3
+            with _deaf_to_interrupts():
+                # The coordinator first: the parties hear from it that it is over, and none looks lost.
+                stop([member.child for member in self._members[:1]], grace=_END_SECONDS)
+                self._await(self._members[1:], 3.0)
         finally:
             with _deaf_to_interrupts():
                 self._end()
@@ -193,7 +200,8 @@ class _Federation:
             )
         self._members.append(_Member(name, child, announcement, output))
         if coordinates and child.stderr is not None:
-            threading.Thread(target=_forward, args=(child.stderr, output), name="progress", daemon=True).start()
+            forward = threading.Thread(target=_forward, args=(child.stderr, output, self._quiet), daemon=True)
+            forward.start()
 
     def _environment(self) -> dict[str, str]:
         # Every process alone would take all cores for itself; together they would only wait for each other.
@@ -236,7 +244,7 @@ class _Federation:
             pause.wait(_POLL_SECONDS)
         code = coordinator.child.poll()
         if code == 0:
-            self._await(parties)
+            self._await(parties, _END_SECONDS)
             return 0
         if culprit is None or (code is not None and culprit.child.returncode in {0, 3}):
             # The parties ended in consequence, or are about to.
@@ -249,20 +257,20 @@ class _Federation:
         told = self._tell(culprit, culprit.child.returncode)
         return told if code is None or code < 0 else (code if code in {2, 3} else told)
 
-    def _await(self, members: Sequence[_Member]) -> None:
-        end, pause = time.monotonic() + _END_SECONDS, threading.Event()
+    def _await(self, members: Sequence[_Member], seconds: float) -> None:
+        end, pause = time.monotonic() + seconds, threading.Event()
         while time.monotonic() < end and any(member.child.poll() is None for member in members):
             pause.wait(_POLL_SECONDS)
 
     def _tell(self, member: _Member, code: int, *, said: bool = False) -> int:
         if code < 0:
             number = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-            _say(f"{member.name} was killed ({number}). The run is kept; continue it with `lpm resume {self._out}`.")
+            _say(f"{member.name} was killed ({number}). The run is kept.")
             return 3
         line = member.last_line()
         self.port_was_taken = code == 2 and "can't be listened on" in line
         if not said and not (member.name == "coordinator" or self.port_was_taken):
-            _say(f"{member.name}: {line or f'ended with exit code {code}'}")
+            _say(f"{member.name}: {line.replace(_REMEDY, '').strip() or f'ended with exit code {code}'}")
         return code or 1
 
     def _end(self) -> None:
@@ -290,15 +298,17 @@ def _keys(options: Options, out: Path, parties: list[str]) -> Path:
     return keys
 
 
-def _forward(lines: IO[bytes], output: Path) -> None:
+def _forward(lines: IO[bytes], output: Path, quiet: threading.Event) -> None:
+    said = ""
     with lines, output.open("ab") as log:
         for line in lines:
             log.write(line)
             log.flush()
-            text = line.decode("utf-8", "replace").removeprefix("coordinator: ")
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(text)
-                sys.stderr.flush()
+            # How to go on is said once, at the end, by the command.
+            text = line.decode("utf-8", "replace").removeprefix("coordinator: ").replace(_REMEDY, "").strip()
+            if text and text != said and not quiet.is_set():
+                said = text
+                _say(text)
 
 
 def _say(text: str) -> None:

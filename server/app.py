@@ -54,7 +54,7 @@ def main(grid: Grid, context: Context) -> None:
             "error": type(problem).__name__,
             "message": f"The session failed ({type(problem).__name__}); {config.out / 'coordinator.log'} says where.",
         }
-    context.state["status"] = ConfigRecord(status)
+    context.state["status"] = ConfigRecord({**status})
 
 
 def hold_session(grid: Grid, config: CoordinatorConfig) -> None:

@@ -19,6 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -281,9 +283,11 @@ class StreamsGrid(Grid):
 
 
 def _certified_name(secure: ssl.SSLSocket) -> str:
-    subject = (secure.getpeercert() or {}).get("subject", ())
-    names = [value for part in subject for key, value in part if key == "commonName"]
-    return str(names[0]) if len(names) == 1 else ""
+    shown = secure.getpeercert(binary_form=True)
+    if shown is None:
+        return ""
+    names = x509.load_der_x509_certificate(shown).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else ""
 
 
 def run_app(grid: StreamsGrid) -> dict[str, object]:

@@ -142,7 +142,7 @@ class SuperLink:
             grid.set_run(run_from_proto(task.run))
             context = context_from_proto(task.context)
             app(grid, context)
-            status = dict(context.state.config_records["status"])
+            status: dict[str, object] = {**context.state.config_records["status"]}
             if self._child.poll() is None:
                 with contextlib.suppress(Exception):  # the session is over: what the SuperLink is told is a courtesy
                     grid._retry_invoker.max_tries = 1

@@ -135,7 +135,7 @@ def test_a_killed_client_is_named(
     assert federate(Options(scenario=scenario, control=control), out, PARTIES) == 3
     thread.join()
     said = capfd.readouterr().err
-    assert "north was killed (SIGKILL)" in said and "lpm resume" in said
+    assert "north was killed (SIGKILL)" in said and "The run is kept" in said
     assert "east was" not in said and "west was" not in said
 
 
