@@ -67,6 +67,7 @@ class Shard:
             held_out=scenario.held_out,
             seed=seed,
             step=scenario.gradient.step,
+            replicates=scenario.calibration.replicates,
         )
 
     def perform(self, task: Task, world: FederatedWorld, *, consents: bool) -> Release | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lpm import ring
 from lpm.errors import InputError
-from lpm.estimators import evaluate
+from lpm.estimators import Evaluation, evaluate
 from lpm.flame.model import Model
 from lpm.observation import Observation
 from lpm.parameters import Parameter
@@ -58,6 +58,7 @@ class Evidence:
         held_out: last steps that are scored but not fitted.
         seed: of the shard; each trajectory uses a seed derived from it.
         step: of finite differences, relative.
+        replicates: simulations whose mean is compared with the series, for each draw.
 
     Raises:
         InputError: if a series compares with an output that the model doesn't record.
@@ -73,9 +74,10 @@ class Evidence:
         held_out: int,
         seed: int,
         step: float = 0.02,
+        replicates: int = 1,
     ) -> None:
         self.model, self.observations, self.seed = model, tuple(observations), seed
-        self.steps, self.held_out, self.step = steps, held_out, step
+        self.steps, self.held_out, self.step, self.replicates = steps, held_out, step, replicates
         self.names = tuple(parameter.name for parameter in parameters)
         self.columns = [self.names.index(parameter.name) for parameter in model.parameters]
         recorded = list(model.recorded)
@@ -89,14 +91,20 @@ class Evidence:
         self.fitted = slice(0, steps - held_out)
 
     def _run(
-        self, theta: NDArray[np.float64], trajectory: int, world: World | None, estimator: str, **more: Any
-    ) -> Any:
+        self,
+        theta: NDArray[np.float64],
+        trajectory: int,
+        world: World | None,
+        estimator: str,
+        replicate: int = 0,
+        **more: Any,
+    ) -> Evaluation:
         return evaluate(
             self.model,
             np.ascontiguousarray(theta[:, self.columns]),
             estimator=estimator,
             steps=self.steps,
-            seed=derive(self.seed, "trajectory", trajectory),
+            seed=derive(self.seed, "trajectory", trajectory, replicate),
             world=world,
             step=self.step,
             trajectory=trajectory,
@@ -138,13 +146,16 @@ class Evidence:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The shard's negative log-likelihood and its share of the gradient.
 
+        The likelihood compares the series with the mean of `replicates` simulations of each draw: with one alone, the
+        noise of the simulation would count as misfit, and parameters whose simulations are less noisy would win.
+
         Args:
-            theta: [K, P], in the scenario's order.
+            theta: [K, P], in the order of `parameters`.
             trajectory: number of the run.
             estimator: "fd", "tangent" or "none" (gradient 0).
-            mode: "forward" or "reverse".
+            mode: "forward", or "reverse" (of one replicate).
             world: who adds up.
-            keeper: checkpoints of the trajectory.
+            keeper: checkpoints of the first replicate's trajectory.
 
         Returns:
             loss [K] and gradient [K, P]; the whole population's are the sums over shards.
@@ -162,10 +173,16 @@ class Evidence:
             run = self._run(theta, trajectory, world, estimator, mode="reverse", cotangent=cotangent, keeper=keeper)
             gradient[:, self.columns] = run.gradient[0]
             return seen["loss"], gradient + seen["direct"]
-        run = self._run(theta, trajectory, world, estimator, keeper=keeper)
-        loss, by_x, direct = self._loss(run.outputs, theta)
-        if run.derivative is not None:
-            gradient[:, self.columns] = np.einsum("tok,tokp->kp", by_x, run.derivative[:, self.used])
+        outputs, derivative = 0.0, 0.0
+        for replicate in range(self.replicates):
+            run = self._run(theta, trajectory, world, estimator, replicate, keeper=keeper if replicate == 0 else None)
+            outputs = outputs + run.outputs / self.replicates
+            if run.derivative is not None:
+                derivative = derivative + run.derivative[:, self.used] / self.replicates
+        assert isinstance(outputs, np.ndarray)
+        loss, by_x, direct = self._loss(outputs, theta)
+        if isinstance(derivative, np.ndarray):
+            gradient[:, self.columns] = np.einsum("tok,tokp->kp", by_x, derivative)
         return loss, gradient + direct
 
     def forecast(self, theta: NDArray[np.float64], trajectory: int, *, world: World | None = None) -> Forecast:

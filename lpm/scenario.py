@@ -70,12 +70,21 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the posterior is fitted: optimiser steps, draws in each, weight of the prior (KL), length of predictions."""
+    """How the posterior is fitted.
+
+    Attributes:
+        iterations: optimiser steps.
+        draws: parameter draws in each.
+        weight: of the prior (KL) against the data; 1 is Bayes, more widens the posterior.
+        predictive_draws: draws of forecasts.
+        replicates: simulations of each draw whose mean is compared with the series.
+    """
 
     iterations: int = 120
     draws: int = 4
     weight: float = 1.0
     predictive_draws: int = 128
+    replicates: int = 1
 
 
 @dataclass(frozen=True)
@@ -163,7 +172,9 @@ class Scenario:
         coordinator decides alone (how long and by which estimator it calibrates).
         """
         public = dataclasses.asdict(self)
-        del public["folder"], public["calibration"], public["gradient"]["estimator"]
+        del public["folder"], public["gradient"]["estimator"]
+        # Of the calibration only what a party itself computes by.
+        public["calibration"] = public["calibration"]["replicates"]
         return hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode()).hexdigest()
 
     def with_options(
@@ -398,7 +409,7 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
             path,
             tree,
             "calibration",
-            {"iterations": int, "draws": int, "weight": float, "predictive_draws": int},
+            {"iterations": int, "draws": int, "weight": float, "predictive_draws": int, "replicates": int},
             dataclasses.asdict(Calibration()),
         )
     )

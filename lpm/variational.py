@@ -60,6 +60,7 @@ def evidence_of(scenario: Scenario, seed: int) -> Evidence:
         held_out=scenario.held_out,
         seed=seed,
         step=scenario.gradient.step,
+        replicates=scenario.calibration.replicates,
     )
 
 

@@ -58,18 +58,43 @@ def test_finite_differences_are_exact_in_reed_frost_households(vectors, size):
         assert abs(slopes.mean() - float(value["d_expected_d_p"])) < 3.1 * error + 2e-3, value["escape_q"]
 
 
-@pytest.mark.parametrize(
-    ("size", "biases"), [(2, (0.0, 0.0, 0.0)), (4, (0.18, 0.055, 0.005)), (5, (0.90, 0.12, 0.008))]
-)
-def test_the_tangent_has_its_known_bias_in_reed_frost_households(vectors, size, biases):
+@pytest.mark.parametrize(("size", "bias_at_half"), [(2, 0.0), (4, 0.08), (5, 0.45)])
+def test_the_tangent_has_its_known_bias_in_reed_frost_households(vectors, size, bias_at_half):
     known = json.loads((vectors / "epidemic" / "reed_frost_households.json").read_text())["cases"]
     case = next(c for c in known if c["household_size"] == size and c["initial_infectives"] == 1)
     model = _households(size, 20_000)
-    for value, bias in zip(case["values"], biases, strict=True):
-        slopes = _slopes(model, _fraction(value["escape_q"]), "tangent", 4, 20_000)
-        exact = float(value["d_expected_d_p"])
-        error = slopes.std(ddof=1) / 2 / exact
-        assert slopes.mean() / exact - 1 == pytest.approx(bias, abs=4 * error + 0.06 * bias + 0.01), value["escape_q"]
+    for value in case["values"]:
+        escape, exact = _fraction(value["escape_q"]), float(value["d_expected_d_p"])
+        slopes = _slopes(model, escape, "tangent", 4, 20_000)
+        pairwise = [_tangent_by_pairs(size, escape, 20_000, seed) for seed in range(4)]
+        error = np.hypot(slopes.std(ddof=1), np.std(pairwise, ddof=1)) / 2
+        assert abs(slopes.mean() - np.mean(pairwise)) < 5 * error + 1e-3, value["escape_q"]
+        if value["escape_q"] == "1/2":
+            assert slopes.mean() / exact - 1 == pytest.approx(bias_at_half, abs=0.05)
+        if size == 2:
+            assert slopes.mean() == pytest.approx(exact, rel=0.01)  # exact for one generation
+
+
+def _tangent_by_pairs(size: int, escape: float, households: int, seed: int) -> float:
+    """The same estimator written out person by person, with dense arrays and no shared code."""
+    rng = np.random.default_rng(seed)
+    stage = np.zeros((households, size), dtype=int)
+    stage[:, 0] = 1
+    tangent = np.zeros((households, size, 3))
+    total = 0.0
+    for _ in range(size):
+        infectious = stage == 1
+        others = infectious.sum(1, keepdims=True) - infectious
+        stays = escape**others
+        # d(probability of infection)/dp: directly, and through each housemate's own tangent.
+        flip = np.where(infectious, 1 / escape - 1, 1 - escape) * tangent[..., 1]
+        slope = stays * (flip.sum(1, keepdims=True) - flip + others / escape)
+        flow = tangent[..., 0] * (1 - stays) + (stage == 0) * slope
+        total += flow.sum() / households
+        tangent = np.stack([tangent[..., 0] - flow, flow, tangent[..., 2] + tangent[..., 1]], axis=-1)
+        infected = (stage == 0) & (rng.random(stage.shape) < 1 - stays)
+        stage = np.where(infectious, 2, np.where(infected, 1, stage))
+    return total
 
 
 def _fraction(text: str) -> float:
@@ -143,7 +168,7 @@ def _published(path: Path, parameters: list[str]) -> lpm.Model:
 def test_the_audit_rejects_the_tangent_among_households():
     audit = audit_gradients(_households(5, 400), np.array([-np.log(0.5)]), steps=5, seed=1)
     assert audit.chosen == "fd"
-    assert next(v for v in audit.verdicts if v.estimator == "tangent").bias > 0.3
+    assert next(v for v in audit.verdicts if v.estimator == "tangent").bias > 0.1
 
 
 def test_the_audit_accepts_the_tangent_in_a_well_mixed_city():

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lpm import ring
 from lpm.kernels.spec import Spec, Summed, Tables, hazards
-from lpm.networks import Network
-from lpm.relax import one_minus_exp, sample
+from lpm.networks import Groups, Network
+from lpm.relax import attach, one_minus_exp, sample
 
 __all__ = ["Reference"]
 
@@ -70,13 +70,23 @@ class Reference:
         hazard = torch.zeros(occupied.shape[:2], dtype=torch.float64)
         for k, network in enumerate(spec.networks):
             size, factor = tables.sizes[network.name], tables.factors[network.name]
+            cells = torch.from_numpy(network.cell_of)
+            slope = torch.from_numpy(spec.infectivity[k])
             if network.shared:
-                total = shared[network.name]
+                hazard = hazard + hazards(network, shared[network.name], size, factor)[cells]
+            elif network.mixing is not None:
+                total = _sum(network, occupied, slope, slope, tables.relative).value()
+                hazard = hazard + hazards(network, total, size, factor)[cells]
             else:
-                slope = torch.from_numpy(spec.infectivity[k])
-                soft = slope if network.mixing is not None else _difference(network, occupied, slope, size, factor)
+                soft = _difference(network, occupied, slope, size, factor)
                 total = _sum(network, occupied, slope, soft, tables.relative).value()
-            hazard = hazard + hazards(network, total, size, factor)[torch.from_numpy(network.cell_of)]
+                hazard = hazard + hazards(network, total, size, factor)[cells]
+                if isinstance(network, Groups):
+                    # Nobody meets themselves. Whoever can be infected isn't infectious, so this takes nothing from a
+                    # hazard that is used; but neither the row nor the derivative of the own stage may come back.
+                    own = attach((occupied.detach() * slope).sum(-1), (occupied * soft).sum(-1))
+                    own = own if tables.relative is None else own * tables.relative
+                    hazard = hazard - (factor if size is None else factor / size[cells][:, None]) * own
         classes = torch.from_numpy(spec.classes)
         hazard = hazard * torch.from_numpy(spec.susceptibility)[classes][:, None]
 
