@@ -16,8 +16,8 @@ from clients.shard import Shard
 from clients.streams import join
 from lpm.checkpoint import CheckpointStore
 from lpm.errors import InputError
+from lpm.processes import peak_memory_mb
 from lpm.protocol.manifest import Manifest
-from lpm.results import peak_memory_mb
 from lpm.scenario import Scenario, load
 from lpm.worlds.federated import FederatedWorld
 from lpm.worlds.world import Disclosure

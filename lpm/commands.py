@@ -5,23 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lpm import console
 from lpm.checkpoint import CheckpointStore
 from lpm.errors import InputError
-from lpm.evidence import Evidence
-from lpm.local import resolve_estimator, simulate
 from lpm.options import Options
-from lpm.report import Fact, Fit
-from lpm.results import label_outputs, peak_memory_mb, write_simulation, write_study
+from lpm.processes import peak_memory_mb
+from lpm.report.material import Fact, Fit
 from lpm.ring import decode
 from lpm.runs import Run
 from lpm.scenario import Scenario, load
-from lpm.simulation import Keeper
-from lpm.variational import LocalBackend, evidence_of, resumable
+
+if TYPE_CHECKING:
+    from lpm.evidence import Evidence
+    from lpm.variational import LocalBackend
+
+# The simulator and the plots are imported where they are used: the launcher of a federation needs neither.
 
 __all__ = ["calibrate_command", "federate_command", "resume_command", "simulate_command"]
 
@@ -59,6 +61,10 @@ def simulate_command(options: Options) -> dict[str, Any]:
 
 
 def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    from lpm.local import resolve_estimator, simulate
+    from lpm.results import label_outputs, write_simulation
+    from lpm.simulation import Keeper
+
     _begin(run, options, scenario, "local")
     began = time.monotonic()
     model = scenario.build()
@@ -115,6 +121,9 @@ def calibrate_command(options: Options) -> dict[str, Any]:
 
 
 def _calibrate(run: Run, options: Options, scenario: Scenario, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    from lpm.results import write_study
+    from lpm.variational import evidence_of, resumable
+
     _begin(run, options, scenario, "local")
     seed = options.seed or 0
     began = time.monotonic()

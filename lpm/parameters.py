@@ -10,11 +10,12 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lpm.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["FAMILIES", "Constant", "Driver", "Expression", "Parameter", "driver", "expression", "parse_prior"]
 
@@ -109,6 +110,8 @@ class Constant(Expression):
     value: float
 
     def evaluate(self, values: Mapping[str, Tensor], drivers: Callable[[str], Tensor]) -> Tensor:
+        import torch  # not for a process that only reads a scenario
+
         return torch.tensor(self.value, dtype=torch.float64)
 
     def leaves(self) -> Iterator[Parameter | Driver]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ __all__ = [
     "keep_flower_quiet",
     "log_to",
     "parse_address",
+    "peak_memory_mb",
     "start",
     "stop",
     "terminate_as_interrupt",
@@ -253,3 +255,8 @@ def to_exit_code(work: Callable[[], int]) -> int:
         _log.error("Failed (%s); the log file says where.", type(problem).__name__)
         logging.getLogger().error("unexpected failure", exc_info=True)
         return 1
+
+
+def peak_memory_mb() -> float:
+    """Peak resident set of this process, MB (Linux counts kilobytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -5,7 +5,6 @@ The coordinator and the Local world write the same files; neither needs a simula
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from lpm.rng import derive
 from lpm.runs import Run
 from lpm.scenario import Scenario
 
-__all__ = ["label_outputs", "peak_memory_mb", "write_simulation", "write_study"]
+__all__ = ["label_outputs", "write_simulation", "write_study"]
 
 
 def label_outputs(scenario: Scenario, values: NDArray[np.float64]) -> xr.Dataset:
@@ -36,11 +35,6 @@ def label_outputs(scenario: Scenario, values: NDArray[np.float64]) -> xr.Dataset
         coords={"time": dates},
         attrs={"scenario": scenario.name, "scenario_hash": scenario.hash},
     )
-
-
-def peak_memory_mb() -> float:
-    """Peak resident set of this process, MB (Linux counts kilobytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def write_simulation(

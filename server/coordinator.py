@@ -12,10 +12,11 @@ import torch
 from lpm.calibration.study import Progress, Settings
 from lpm.calibration.study import run as run_study
 from lpm.checkpoint import CheckpointStore
+from lpm.processes import peak_memory_mb
 from lpm.protocol.identity import COORDINATOR
 from lpm.protocol.manifest import Terms
 from lpm.report import Fact, Fit
-from lpm.results import label_outputs, peak_memory_mb, write_simulation, write_study
+from lpm.results import label_outputs, write_simulation, write_study
 from lpm.ring import decode
 from lpm.runs import Run
 from lpm.scenario import Scenario, load
