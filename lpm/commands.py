@@ -193,6 +193,11 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
 def resume_command(path: Path, options: Options) -> dict[str, Any]:
     """Go on with a run from its last checkpoint."""
     run = Run.open(path)
+    if options.command == "coordinator":
+        raise InputError(
+            f"{path} was begun by hand: `lpm resume` can't start the institutions' processes.",
+            "Start `lpm coordinator` and each `lpm client` again, with the same flags and --resume.",
+        )
     run.reopen()
     scenario = _scenario(options)
     recorded = run.record().get("scenario", {}).get("hash")

@@ -54,7 +54,8 @@ def coordinator(
         from lpm.processes import parse_address
         from server.config import CoordinatorConfig, own_folder
 
-        log_to(out / "coordinator.log", "coordinator")
+        if announce is not None:  # else the run's folder is made below, and must be empty until then
+            log_to(out / "coordinator.log", "coordinator")
         parse_address("data-address", data_address)
         parse_address("control-address", control_address)
         config = CoordinatorConfig(
@@ -80,9 +81,22 @@ def coordinator(
             join_seconds=join_limit,
             time_limit_seconds=time_limit,
         )
+        if announce is None:
+            _take_up_run(config)
+            log_to(out / "coordinator.log", "coordinator")
         return _coordinate(config, control, control_address, announce)
 
     raise SystemExit(to_exit_code(work))
+
+
+def _take_up_run(config: CoordinatorConfig) -> None:
+    """Make the run's folder, or go on with it: what `lpm federate` has done before it starts a coordinator."""
+    from lpm.runs import Run
+
+    if config.resume:
+        Run.open(config.out).reopen()
+    else:
+        Run.create(config.out, {"command": "coordinator", "scenario": str(config.scenario.resolve())})
 
 
 def _coordinate(config: CoordinatorConfig, control: str, address: str, announcement: Path | None) -> int:
