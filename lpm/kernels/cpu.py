@@ -97,9 +97,12 @@ def _advance(
                     total = total + hazard[cells[i, n], k]
                 if total > 0.0:
                     total = total * susceptibility[c]
-                    p = _one_minus_exp(total * infection_scale[s])
-                    if word < np.int64(np.floor(p * 4294967296.0)):
-                        edge = infection_edge[s]
+                    total = total * infection_scale[s]
+                    # 1 − e^−x is at most x: most words are decided without it. The margin is for rounding.
+                    if word < total * 4299262263.0:
+                        p = _one_minus_exp(total)
+                        if word < np.int64(np.floor(p * 4294967296.0)):
+                            edge = infection_edge[s]
             else:
                 for b in range(branches):
                     if exit_edge[s, b] < 0:
