@@ -285,6 +285,10 @@ def doctor(
 def keys_local(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.", show_default=False)],
     parties: Annotated[str, typer.Option(metavar="A,B,C", help="The parties' names.", show_default=False)],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name or address of the coordinator's machine, as often as needed."),
+    ] = None,
 ) -> None:
     """Make an authority of your own, with keys for the coordinator and for each party."""
     from lpm import console
@@ -295,7 +299,7 @@ def keys_local(
         raise InputError(
             f"`--parties` is {parties}: at least 3 names with commas between them, as in bronx,queens,brooklyn."
         )
-    make_local_authority(folder, names)
+    make_local_authority(folder, names, hosts=("localhost", "127.0.0.1", *(host or ())))
     console.note(f"Keys for the coordinator and {len(names)} parties are in {folder}.")
     console.note("Give each party its own folder of `parties/`; keep `authority/` to yourself.")
 
