@@ -29,7 +29,9 @@ def client(
     data: Annotated[Path | None, typer.Option(help="Folder of this institution's series.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from this party's checkpoint.")] = False,
-    release_fit: Annotated[bool, typer.Option(help="Let the coordinator have the bands of this party's fit.")] = True,
+    release_fit: Annotated[
+        bool, typer.Option("--release-fit", help="Let the coordinator have this party's fit: bands and its own series.")
+    ] = False,
     unsafe: Annotated[
         bool, typer.Option("--unsafe-no-disclosure-control", help="Allow small cells. For tests only.")
     ] = False,

@@ -40,7 +40,7 @@ class ClientConfig:
         data: a folder of private or full public series; None: as the scenario ships.
         checkpoint_every: steps between two checkpoints of a simulation; None: the party's own choice.
         resume: go on from the party's checkpoint.
-        release_fit: consent to releasing the bands of this party's own fit to the coordinator.
+        release_fit: consent to releasing this party's own fit, its series beside the bands, to the coordinator.
         unsafe: small cells are allowed (`--unsafe-no-disclosure-control`).
         deadline_seconds: how long one step of a round may take before its peer counts as lost.
     """
@@ -59,7 +59,7 @@ class ClientConfig:
     data: Path | None = None
     checkpoint_every: int | None = None
     resume: bool = False
-    release_fit: bool = True
+    release_fit: bool = False
     unsafe: bool = False
     deadline_seconds: float = 30.0
 

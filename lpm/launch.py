@@ -23,11 +23,12 @@ from typing import IO
 
 import psutil
 
-from lpm.errors import InputError
+from lpm.errors import InputError, LpmError
 from lpm.node_keys import collect_node_keys
 from lpm.options import Options
 from lpm.processes import Process, free_port, keep_flower_quiet, start, stop
 from lpm.protocol.identity import make_local_authority
+from lpm.runs import Run
 
 __all__ = ["federate", "group_institutions"]
 
@@ -37,6 +38,7 @@ _POLL_SECONDS = 0.05
 _UP_SECONDS = 120.0
 _END_SECONDS = 8.0
 _LOSS_SECONDS = 4.0
+_DRAIN_SECONDS = 2.0
 _TRIES = 3
 _REMEDY = "The run is kept; continue it with `lpm resume RUN`."
 
@@ -97,6 +99,8 @@ def federate(options: Options, out: Path, institutions: Sequence[str], *, resume
         federation = _Federation(options, out, groups, keys, resume)
         code = federation.run()
         if not federation.port_was_taken or attempt == _TRIES:
+            if code:
+                _note_reason(out, federation.reason)
             return code
         _log.info("A port was taken by another process; trying others.")
     raise AssertionError("unreachable")
@@ -133,10 +137,12 @@ class _Federation:
         self, options: Options, out: Path, groups: dict[str, tuple[str, ...]], keys: Path, resume: bool
     ) -> None:
         self.port_was_taken = False
+        self.reason = ""
         self._options, self._out, self._groups, self._keys, self._resume = options, out, groups, keys, resume
         self._members: list[_Member] = []
         self._grace = _END_SECONDS
         self._quiet = threading.Event()
+        self._forward: threading.Thread | None = None
 
     def run(self) -> int:
         folder = self._out / "control" / "up"
@@ -150,6 +156,7 @@ class _Federation:
                 self._record()
                 code = self._supervise()
         except KeyboardInterrupt:
+            self.reason = "Stopped; the run is kept."
             _say("Stopping; the run is kept.")
             self._quiet.set()
             code = 3
@@ -183,7 +190,8 @@ class _Federation:
         self._launch("coordinator", ["coordinator", *own, *shared], folder, self._out / "control" / "output.log")
         for party, held in self._groups.items():
             own = ["--party", party, "--institutions", ",".join(held), "--coordinator", data]
-            own += ["--keys", str(self._keys / "parties" / party)]
+            # Whoever runs all institutions on one machine sees their series anyway; on real ones each must consent.
+            own += ["--keys", str(self._keys / "parties" / party), "--release-fit"]
             private = self._out / "parties" / party
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._launch(party, ["client", *own, *shared], folder, private / "output.log")
@@ -200,8 +208,8 @@ class _Federation:
             )
         self._members.append(_Member(name, child, announcement, output))
         if coordinates and child.stderr is not None:
-            forward = threading.Thread(target=_forward, args=(child.stderr, output, self._quiet), daemon=True)
-            forward.start()
+            self._forward = threading.Thread(target=_forward, args=(child.stderr, output, self._quiet), daemon=True)
+            self._forward.start()
 
     def _environment(self) -> dict[str, str]:
         # Every process alone would take all cores for itself; together they would only wait for each other.
@@ -219,7 +227,8 @@ class _Federation:
                     return self._tell(member, code)
             if time.monotonic() > end:
                 late = ", ".join(member.name for member in self._members if not member.processes)
-                _say(f"{late} did not come up within {_UP_SECONDS:g} seconds.")
+                self.reason = f"{late} did not come up within {_UP_SECONDS:g} seconds."
+                _say(self.reason)
                 return 1
             pause.wait(_POLL_SECONDS)
         return None
@@ -265,12 +274,17 @@ class _Federation:
     def _tell(self, member: _Member, code: int, *, said: bool = False) -> int:
         if code < 0:
             number = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-            _say(f"{member.name} was killed ({number}). The run is kept.")
+            self.reason = f"{member.name} was killed ({number}). The run is kept."
+            _say(self.reason)
             return 3
+        if member.name == "coordinator" and self._forward is not None:
+            self._forward.join(_DRAIN_SECONDS)  # its last line says why
         line = member.last_line()
+        self.reason = line.replace(_REMEDY, "").strip() or f"{member.name} ended with exit code {code}."
         self.port_was_taken = code == 2 and "can't be listened on" in line
         if not said and not (member.name == "coordinator" or self.port_was_taken):
-            _say(f"{member.name}: {line.replace(_REMEDY, '').strip() or f'ended with exit code {code}'}")
+            self.reason = f"{member.name}: {self.reason}"
+            _say(self.reason)
         return code or 1
 
     def _end(self) -> None:
@@ -300,15 +314,21 @@ def _keys(options: Options, out: Path, parties: list[str]) -> Path:
 
 def _forward(lines: IO[bytes], output: Path, quiet: threading.Event) -> None:
     said = ""
-    with lines, output.open("ab") as log:
+    with lines, output.open("ab", buffering=0) as log:
         for line in lines:
-            log.write(line)
-            log.flush()
+            with contextlib.suppress(OSError):  # a full disk: the line is still shown
+                log.write(line)
             # How to go on is said once, at the end, by the command.
             text = line.decode("utf-8", "replace").removeprefix("coordinator: ").replace(_REMEDY, "").strip()
             if text and text != said and not quiet.is_set():
                 said = text
                 _say(text)
+
+
+def _note_reason(out: Path, reason: str) -> None:
+    # Where there is no record, or no room for it, the reason has still been said.
+    with contextlib.suppress(LpmError):
+        Run.open(out).update(error=reason)
 
 
 def _say(text: str) -> None:

@@ -86,6 +86,8 @@ class Reference:
                     # hazard that is used; but neither the row nor the derivative of the own stage may come back.
                     own = attach((occupied.detach() * slope).sum(-1), (occupied * soft).sum(-1))
                     own = own if tables.relative is None else own * tables.relative
+                    if network.outsiders:
+                        own = own * (cells > 0).to(torch.float64)[:, None]
                     hazard = hazard - (factor if size is None else factor / size[cells][:, None]) * own
         classes = torch.from_numpy(spec.classes)
         hazard = hazard * torch.from_numpy(spec.susceptibility)[classes][:, None]
