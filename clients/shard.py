@@ -95,7 +95,12 @@ class Shard:
             self._forget(task)
         elif task.kind == "evaluate":
             loss, gradient = self.evidence.evaluate(
-                theta, task.trajectory, estimator=task.gradient, world=world, keeper=self._keeper(task, world)
+                theta,
+                task.trajectory,
+                estimator=task.gradient,
+                world=world,
+                keeper=self._keeper(task, world),
+                replicates=task.options.get("replicates"),
             )
             bits = self.scenario.federation.fraction_bits
             world.tell_coordinator("loss", _finite_words(loss, bits))

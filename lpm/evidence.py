@@ -163,6 +163,7 @@ class Evidence:
         mode: str = "forward",
         world: World | None = None,
         keeper: Keeper | None = None,
+        replicates: int | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The shard's negative log-likelihood and its share of the gradient.
 
@@ -177,9 +178,13 @@ class Evidence:
             mode: "forward", or "reverse" (of one replicate).
             world: who adds up.
             keeper: checkpoints of the first replicate's trajectory.
+            replicates: fewer than the shard's own number, if given.
 
         Returns:
             loss [K] and gradient [K, P]; the whole population's are the sums over shards.
+
+        Raises:
+            InputError: for more replicates than the shard's.
         """
         gradient = np.zeros(theta.shape)
         if mode == "reverse":
@@ -194,12 +199,15 @@ class Evidence:
             run = self._run(theta, trajectory, world, estimator, mode="reverse", cotangent=cotangent, keeper=keeper)
             gradient[:, self.columns] = run.gradient[0]
             return seen["loss"], gradient + seen["direct"]
+        count = self.replicates if replicates is None else replicates
+        if type(count) is not int or not 1 <= count <= self.replicates:
+            raise InputError(f"{count!r} replicates were asked for: a whole number from 1 to {self.replicates}.")
         runs = [
             self._run(theta, trajectory, world, estimator, replicate, keeper=keeper if replicate == 0 else None)
-            for replicate in range(self.replicates)
+            for replicate in range(count)
         ]
         loss = np.zeros(theta.shape[0])
-        for share, members in jackknife(self.replicates):
+        for share, members in jackknife(count):
             outputs = sum((runs[k].outputs for k in members), np.zeros(())) / len(members)
             part, by_x, direct = self._loss(outputs, theta)
             loss, gradient = loss + share * part, gradient + share * direct

@@ -34,10 +34,10 @@ class LocalBackend:
         self.forecasts: dict[str, Forecast] = {}
 
     def evaluate(
-        self, theta: NDArray[np.float64], trajectory: int, estimator: str
+        self, theta: NDArray[np.float64], trajectory: int, estimator: str, *, replicates: int | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """See `study.Backend`."""
-        return self.evidence.evaluate(theta, trajectory, estimator=estimator)
+        return self.evidence.evaluate(theta, trajectory, estimator=estimator, replicates=replicates)
 
     def forecast(self, theta: NDArray[np.float64], trajectory: int, label: str) -> NDArray[np.float64]:
         """See `study.Backend`."""

@@ -39,10 +39,10 @@ class FederatedBackend:
         return task
 
     def evaluate(
-        self, theta: NDArray[np.float64], trajectory: int, estimator: str
+        self, theta: NDArray[np.float64], trajectory: int, estimator: str, *, replicates: int | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """See `study.Backend`."""
-        task = self._ask("evaluate", theta, trajectory, estimator, estimator=estimator)
+        task = self._ask("evaluate", theta, trajectory, estimator, estimator=estimator, replicates=replicates)
         loss = self._decode(self.session.receive("loss", task))
         gradient = self._decode(self.session.receive("gradient", task)).reshape(theta.shape)
         self.session.releases(task)
