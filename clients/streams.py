@@ -16,6 +16,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
+import grpc
+import grpc.aio
+
 from clients.config import ClientConfig, own_folder
 from lpm.errors import InputError, LpmError, PeerLost, SessionRefused
 from lpm.privacy import load_engine, make_engine
@@ -24,12 +27,7 @@ from lpm.protocol.identity import COORDINATOR, Identity, load_identity
 from lpm.protocol.manifest import Manifest
 from lpm.protocol.messages import Done, Leave, Lost, Message, Refused, Release, Reply, Share, Task, TaskMessage
 from lpm.protocol.session import PartyMachine, Phase
-from lpm.protocol.wire import METHOD, OPTIONS, Tap, require_tls_1_3
-
-require_tls_1_3()
-
-import grpc  # noqa: E402 - reads the setting above when it is first used
-import grpc.aio  # noqa: E402
+from lpm.protocol.wire import METHOD, OPTIONS, Tap
 
 __all__ = ["PartySession", "join"]
 

@@ -100,7 +100,7 @@ class CountSeries:
         name: str | None = None,
         date_column: str = "date",
         where: Mapping[str, str] | None = None,
-        **options: Any,  # noqa: ANN401 (the other fields of the class)
+        **options: Any,
     ) -> CountSeries:
         """A series from a file with one row a day.
 
@@ -324,7 +324,8 @@ def _read_days(
     step = days.diff().dt.days
     _refuse_first(step.notna() & (step != 1), path, date_column, "is not the day after the row before: every day once")
     cells = table[column].str.strip()
-    blank = cells.str.lower().isin(["", "na", "nan"])
+    # Only an empty cell is missing on purpose: a NaN is what a failed computation leaves behind.
+    blank = cells == ""
     counts = pd.to_numeric(cells.mask(blank), errors="coerce").astype(np.float64)
     _refuse_first(counts.isna() & ~blank, path, column, "is no number: a count from 0, or empty where missing")
     _refuse_first((counts < 0) | np.isinf(counts), path, column, "is below 0 or infinite: a count from 0, or empty")

@@ -10,15 +10,13 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 
+import grpc
+import grpc.aio
+
 from lpm.errors import InputError, LpmError, SessionRefused
 from lpm.protocol.identity import Identity
 from lpm.protocol.messages import Refused
-from lpm.protocol.wire import METHOD, OPTIONS, SERVICE, Tap, require_tls_1_3
-
-require_tls_1_3()
-
-import grpc  # noqa: E402 - reads the setting above when it is first used
-import grpc.aio  # noqa: E402
+from lpm.protocol.wire import METHOD, OPTIONS, SERVICE, Tap
 
 __all__ = ["Listener", "StreamServer"]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import clients  # noqa: F401 - before any test loads gRPC: it restricts TLS for the whole process
+
 # Several processes and threads share few cores: a spinning pool of threads in each would slow all of them.
 torch.set_num_threads(1)
 

@@ -477,7 +477,7 @@ def _kl_of(u: Tensor, log_q: Tensor) -> Tensor:
     return (log_q - log_prior).mean()
 
 
-def _copied(value: Any) -> Any:  # noqa: ANN401 (any nest of plain types and tensors)
+def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):

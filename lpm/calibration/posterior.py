@@ -31,7 +31,7 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 
 def _affine(mean: Tensor, factor: Tensor) -> ComposedTransform:
-    """z → mean + L z, with L the lower triangle of `factor`."""
+    """Z → mean + L z, with L the lower triangle of `factor`."""
     return ComposedTransform(LULinearTransform(factor.tril()), DependentTransform(AdditiveTransform(mean), 1))
 
 

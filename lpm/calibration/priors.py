@@ -95,7 +95,7 @@ class _Quantile(torch.autograd.Function):
     """θ(u) with its derivative φ(u)·(F(b) − F(a)) / f(θ)."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, marginals: tuple[_Marginal, ...]) -> Tensor:  # noqa: ANN401 (torch's context)
+    def forward(ctx: Any, u: Tensor, marginals: tuple[_Marginal, ...]) -> Tensor:
         columns = u.detach().to(torch.float64).reshape(-1, len(marginals)).numpy()
         theta = np.stack([m.quantile(columns[:, p]) for p, m in enumerate(marginals)], axis=-1)
         slope = np.stack([m.slope(columns[:, p], theta[:, p]) for p, m in enumerate(marginals)], axis=-1)
@@ -103,7 +103,7 @@ class _Quantile(torch.autograd.Function):
         return torch.from_numpy(theta).reshape(u.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 (torch's context)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
         return gradients[0] * slope, None
 
