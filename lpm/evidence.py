@@ -197,6 +197,7 @@ class Evidence:
                 return full
 
             run = self._run(theta, trajectory, world, estimator, mode="reverse", cotangent=cotangent, keeper=keeper)
+            assert run.gradient is not None
             gradient[:, self.columns] = run.gradient[0]
             return seen["loss"], gradient + seen["direct"]
         count = self.replicates if replicates is None else replicates

@@ -24,6 +24,8 @@ class Network:
 
     name: str
     shared: bool
+    mixing: ArrayLike | None
+    normalise: str
 
     @property
     def agents(self) -> int:

@@ -384,7 +384,7 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
         bounds = None if part["bounds"] is None else tuple(map(float, part["bounds"]))
         if bounds is not None and len(bounds) != 2:
             raise InputError(f"{path}: parameters.{name}.bounds is {part['bounds']}: two numbers.")
-        parameter = Parameter(name, part["prior"], bounds, part["unit"], part["label"])  # type: ignore[arg-type]
+        parameter = Parameter(name, part["prior"], bounds, part["unit"], part["label"])
         parameter.require(part["value"])
         declared.append(Declared(parameter, part["role"], part["value"]))
     networks = {

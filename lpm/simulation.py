@@ -474,7 +474,7 @@ class _Reverse(_Plain):
                 state, records = self.loop.advance(t, theta, floats | others, sums)
                 return _split(state)[0], self.loop.model.values(records)
 
-            _, pull = vjp(values, theta, floats, sums)
+            pull = vjp(values, theta, floats, sums)[1]
             by_theta, by_floats, by_sums = vmap(pull)((after, pulled[:, t]))
             total = total + by_theta
             if sums:
@@ -487,12 +487,12 @@ class _Reverse(_Plain):
                 def soft_sums(theta: Tensor, floats: Arrays, t: int = t, others: Arrays = others) -> Arrays:
                     return {key: _soft(value) for key, value in self.loop.emit(t, theta, floats | others).items()}
 
-                _, pull = vjp(soft_sums, theta, floats)
+                pull = vjp(soft_sums, theta, floats)[1]
                 more_theta, more_floats = vmap(pull)(returned)
                 total = total + more_theta
                 by_floats = {key: value + more_floats[key] for key, value in by_floats.items()}
             after = by_floats
-        _, pull = vjp(lambda theta: _split(self.loop.start(theta))[0], theta)
+        pull = vjp(lambda theta: _split(self.loop.start(theta))[0], theta)[1]
         total = total + vmap(pull)(after)[0]
         return {"gradient": total.numpy()}
 

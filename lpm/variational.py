@@ -141,7 +141,7 @@ def resumable(
     scenario: Scenario,
     seed: int,
     found: Mapping[str, Any] | None,
-    save: Callable[[Progress], None],
+    save: Callable[[Progress], object],
     on_iteration: Callable[[IterationRecord, int], None],
     deadline_passed: Callable[[], bool],
 ) -> tuple[Study, LocalBackend]:

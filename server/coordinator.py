@@ -51,7 +51,7 @@ def run(config: CoordinatorConfig) -> dict[str, Any]:
         agents=config.agents,
         iterations=config.iterations,
         gradient=config.gradient or None,
-        settings=config.settings | ({"calibration.draws": str(config.draws)} if config.draws else {}),
+        settings={**config.settings, **({"calibration.draws": str(config.draws)} if config.draws else {})},
     )
     record = Run.open(config.out)
     seed = config.seed or 0

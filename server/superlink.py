@@ -169,7 +169,7 @@ class SuperLink:
         nodes = []
         for party, path in public.items():
             try:
-                key = public_key_to_bytes(load_ssh_public_key(path.read_bytes()))  # type: ignore[arg-type]
+                key = public_key_to_bytes(load_ssh_public_key(path.read_bytes()))
             except ValueError:
                 raise InputError(f"{path} is not a public node key.", f"Ask {party} for its node.pub.") from None
             nodes.append((party, key))

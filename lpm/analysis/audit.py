@@ -75,7 +75,7 @@ def judge(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> tup
     size = np.where(size > 0, size, np.inf)
 
     def relative(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.abs(rows.mean(0)).sum(0) / size
+        return np.asarray(np.abs(rows.mean(0)).sum(0) / size)
 
     difference = candidate - reference
     bias = relative(difference)

@@ -206,7 +206,7 @@ def run(
     *,
     held_out: bool,
     progress: Progress | None = None,
-    save: Callable[[Progress], None] = lambda progress: None,
+    save: Callable[[Progress], object] = lambda progress: None,
     on_iteration: Callable[[IterationRecord, int], None] = lambda record, iterations: None,
     deadline_passed: Callable[[], bool] = lambda: False,
 ) -> Study:

@@ -187,8 +187,8 @@ class Series(Protocol):
         for key, values in self.values.items():
             array = np.asarray(values, dtype=np.float64)
             if array.ndim != 1 or not np.all(np.isfinite(array)):
-                missing = np.flatnonzero(~np.isfinite(array)) if array.ndim == 1 else []
-                where = f" (step {missing[0]} is not)" if len(missing) else ""
+                missing = np.argwhere(~np.isfinite(array))
+                where = f" (step {missing[0][0]} is not)" if array.ndim == 1 else ""
                 raise InputError(f"The series {key} of {self.name} is one finite number per step{where}.")
             self._values[key] = array
 

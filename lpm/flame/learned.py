@@ -60,7 +60,8 @@ class Learned(Protocol):
             for name, weight in self.module.named_parameters():
                 shaped[name] = weights[used : used + weight.numel()].reshape(weight.shape)
                 used += weight.numel()
-            return functional_call(self.module, shaped, (row,))
+            result: Tensor = functional_call(self.module, shaped, (row,))
+            return result
 
         return vmap(one)(observation, flat)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lpm import ring, rng
 from lpm.errors import InputError
-from lpm.kernels.spec import Summed
+from lpm.kernels.spec import Executor, Summed
 from lpm.parameters import Expression
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Step:
     sums: Mapping[str, Tensor]
     sizes: Mapping[str, Tensor]
     seed: int
-    executor: Any
+    executor: Executor
 
     def value(self, expression: Expression) -> Tensor:
         """An expression at this step [lanes] or scalar."""

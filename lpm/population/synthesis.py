@@ -98,7 +98,7 @@ def apportion(total: int, shares: ArrayLike) -> NDArray[np.int64]:
     count = np.floor(exact).astype(np.int64)
     short = total - int(count.sum())
     count[np.argsort(count - exact, kind="stable")[:short]] += 1
-    return count.reshape(weight.shape)
+    return np.asarray(count.reshape(weight.shape), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ class Margins:
         """Share of households of 1 … `largest` people [largest]."""
         shares, last = self.sizes / self.sizes.sum(), self.sizes.size
         if last >= self.largest or last < 3 or shares[-2] == 0:
-            return shares
+            return np.asarray(shares, dtype=np.float64)
         ratio = min(shares[-2] / shares[-3], 0.9) if shares[-3] > 0 else 0.5
         tail = ratio ** np.arange(self.largest - last + 1)
         return np.concatenate([shares[:-1], shares[-1] * tail / tail.sum()])
