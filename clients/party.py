@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -14,7 +15,7 @@ import torch
 from clients.config import ClientConfig, own_folder
 from clients.shard import Shard
 from clients.streams import join
-from lpm.checkpoint import CheckpointStore
+from lpm.checkpoint import CheckpointStore, atomic_write
 from lpm.errors import InputError
 from lpm.processes import peak_memory_mb
 from lpm.protocol.manifest import Manifest
@@ -22,7 +23,10 @@ from lpm.scenario import Scenario, load
 from lpm.worlds.federated import FederatedWorld
 from lpm.worlds.world import Disclosure
 
-__all__ = ["serve"]
+__all__ = ["SUMMARY", "serve"]
+
+SUMMARY = "summary.json"
+"""What a party notes of a finished session in its own folder: how long, how many rounds, how much memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ def serve(config: ClientConfig) -> dict[str, Any]:
         for task in session.tasks():
             session.done(task, shard.perform(task, world, consents=config.release_fit))
             done += 1
-    return {
+    summary = {
         "party": config.party,
         "tasks": done,
         "rounds": session.rounds,
@@ -72,6 +76,8 @@ def serve(config: ClientConfig) -> dict[str, Any]:
         "peak_memory_mb": peak_memory_mb(),
         "pid": os.getpid(),
     }
+    atomic_write(config.folder / SUMMARY, json.dumps(summary).encode(), 0o600)
+    return summary
 
 
 def _require_terms(manifest: Manifest, scenario: Scenario) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -187,6 +188,9 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
     code = launch.federate(options, run.path, scenario.institutions, resume=resume)
     if code:
         raise SystemExit(code)
+    # On one machine the launcher may look into the parties' folders; the coordinator never does.
+    notes = [json.loads(path.read_text()) for path in sorted(run.path.glob("parties/*/summary.json"))]
+    run.update(peak_memory_mb={note["party"]: note["peak_memory_mb"] for note in notes})
     return dict(run.record()["summary"])
 
 
