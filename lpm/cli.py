@@ -6,6 +6,7 @@ are imported only when they are run, as is everything heavy, so that `lpm --help
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json as json_module
 import os
@@ -105,6 +106,10 @@ Settings = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's directory; else a fresh runs/SCENARIO-N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Every = Annotated[
+    int | None,
+    typer.Option(click_type=_Number(1), metavar="K", help="Steps between two checkpoints of a simulation."),
+]
 Limit = Annotated[
     float | None,
     typer.Option(click_type=_Number(0, whole=False), metavar="SECONDS", help="Stop there, converged or not."),
@@ -135,9 +140,7 @@ def simulate(
         str | None, typer.Option(metavar="|".join(GRADIENTS), help="Derivatives of all outputs, or none.")
     ] = None,
     settings: Settings = None,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(click_type=_Number(1), metavar="K", help="Steps between two checkpoints.")
-    ] = None,
+    checkpoint_every: Every = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -208,6 +211,7 @@ def federate(
     gradient: Gradient = None,
     settings: Settings = None,
     time_limit: Limit = None,
+    checkpoint_every: Every = None,
     unsafe: Annotated[
         bool, typer.Option("--unsafe-no-disclosure-control", help="Allow small groups: for invented people only.")
     ] = False,
@@ -232,6 +236,7 @@ def federate(
         gradient=gradient if simulate_only else _with_derivatives(gradient),
         settings=parse_settings(settings or ()),
         time_limit=time_limit,
+        checkpoint_every=checkpoint_every,
         unsafe=unsafe,
         out=out,
         json=json,
@@ -364,9 +369,14 @@ def _end(arguments: Sequence[str], code: str | int | None) -> int:
     path = active_run()
     starter = path is not None and Run(path).owned  # what it started speaks through it
     _mark(code, "")
-    if starter and code == Interrupted.exit_code:
-        console.note(f"Continue with `lpm resume {path}`.")
-    _answer(arguments, {"error": "", "remedy": "", "exit_code": code, "run": path and str(path)})
+    reason = ""
+    if path is not None and starter:
+        with contextlib.suppress(LpmError):
+            reason = str(Run(path).record().get("error", ""))
+    remedy = f"Continue with `lpm resume {path}`." if starter and code == Interrupted.exit_code else ""
+    if remedy:
+        console.note(remedy)
+    _answer(arguments, {"error": reason, "remedy": remedy, "exit_code": code, "run": path and str(path)})
     return code
 
 

@@ -255,6 +255,13 @@ class _Federation:
         if code == 0:
             self._await(parties, _END_SECONDS)
             return 0
+        if code is not None:
+            # Of a party that stopped by itself the coordinator knows no more than that; its own last line says why.
+            self._await(parties, _END_SECONDS)
+            failed = next((member for member in parties if (member.child.poll() or 0) in {1, 2}), None)
+            if failed is not None and code == 3:
+                self._tell(failed, failed.child.returncode)
+                return int(failed.child.returncode)
         if culprit is None or (code is not None and culprit.child.returncode in {0, 3}):
             # The parties ended in consequence, or are about to.
             killed = next((m for m in parties if (m.child.poll() or 0) < 0), None)

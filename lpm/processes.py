@@ -216,7 +216,7 @@ def log_to(path: Path, name: str) -> None:
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(logging.WARNING)
-    kept = logging.FileHandler(path)
+    kept = _LogFile(path)
     kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(kept)
     shown = logging.StreamHandler(sys.stderr)
@@ -224,6 +224,13 @@ def log_to(path: Path, name: str) -> None:
     shown.addFilter(_is_progress)
     root.addHandler(shown)
     kept.addFilter(_is_no_chatter)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, without a word of its own: what matters is on standard error too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Let the record go."""
 
 
 def _is_progress(record: logging.LogRecord) -> bool:

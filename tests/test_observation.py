@@ -171,6 +171,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("2020-03-01,x,4111\n2020-03-02,x,-5\n2020-03-03,x,6\n", ["line 5", "column admissions", "below 0"]),
         ("2020-03-01,x,4111\n2020-03-02,x,\n2020-03-03,x,-6\n", ["line 6", "below 0"]),
         ("2020-03-01,x,4111\n2020-03-02,x,many\n2020-03-03,x,6\n", ["line 5", "no number"]),
+        ("2020-03-01,x,4111\n2020-03-02,x,NaN\n2020-03-03,x,6\n", ["line 5", "column admissions", "no number"]),
         ("2020-03-01,x,4111\n2020-03-03,x,6\n2020-03-04,x,6\n", ["line 5", "column date", "not the day after"]),
         ("2020-03-01,x,4111\n2020-03-01,x,6\n2020-03-02,x,6\n", ["line 5", "every day once"]),
         ("2020-03-01,x,4111\n2/3/2020,x,5\n2020-03-03,x,6\n", ["line 5", "column date", "no date"]),
