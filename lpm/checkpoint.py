@@ -2,7 +2,7 @@
 
 A file is written beside its target, flushed to the disk and renamed over it, so that a crash at any moment leaves
 either the old content or the new. A checkpoint carries a digest of itself: one that was torn by the disk is told from
-a whole one, and the one before it is used. Its content may be sealed under its holder's storage key (DESIGN §8).
+a whole one, and the one before it is used. Its content may be sealed under its holder's storage key.
 """
 
 from __future__ import annotations
