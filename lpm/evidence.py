@@ -34,24 +34,27 @@ GROUPS = 8
 """Draws of a forecast share their random numbers within a group only."""
 
 
-def jackknife(replicates: int) -> list[tuple[float, tuple[int, ...]]]:
-    """Shares of subsets of replicates in a function of their mean, such that its bias in 1/replicates cancels.
+_MOST = 20.0
+"""Nats that the jackknife may take off one institution's loss; its estimate of the bias is believed less and less as it
+nears that. Where simulations are all noise, the whole estimate would make a gain of the noise."""
 
-    With noisy x̄ of R runs, E ℓ(x̄) is off by c/R; R·ℓ(x̄) − (R − 1)·(mean of ℓ with each run left out) by O(1/R²) only.
+
+def debiased(whole: Tensor, without: Sequence[Tensor]) -> Tensor:
+    """A loss of the mean of R noisy runs, less the bias that their noise gives it.
+
+    The expected loss of the mean x̄ is off by some c/R. The jackknife estimates the bias b from what the loss is with
+    each run left out; b / (1 + |b|/20) is taken off.
 
     Args:
-        replicates: R; one alone can't be corrected.
-
-    Returns:
-        (share, members) of each subset; the shares sum to 1.
+        whole: loss of the mean of all runs [K].
+        without: loss of the mean with each run left out, R of them; none if there is one run, which can't be corrected.
 
     Source: Quenouille (1956), Biometrika 43:353.
     """
-    everyone = tuple(range(replicates))
-    if replicates == 1:
-        return [(1.0, everyone)]
-    without = [tuple(k for k in everyone if k != left) for left in everyone]
-    return [(float(replicates), everyone), *((-(replicates - 1) / replicates, members) for members in without)]
+    if not without:
+        return whole
+    bias = (len(without) - 1) * (torch.stack(list(without)).mean(dim=0) - whole)
+    return whole - bias / (1.0 + bias.abs() / _MOST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,19 +141,25 @@ class Evidence:
         return by_name, {name: theta[:, k] for k, name in enumerate(self.names)}
 
     def _loss(
-        self, outputs: NDArray[np.float64], theta: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Loss [K], its derivative by the used outputs [T, O, K] and, directly, by θ [K, P]."""
-        x = torch.tensor(outputs[:, self.used], dtype=torch.float64, requires_grad=True)
+        self, subsets: Sequence[NDArray[np.float64]], theta: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]], NDArray[np.float64]]:
+        """Loss [K], its derivatives by the used outputs of each subset [T, O, K] and, directly, by θ [K, P].
+
+        Args:
+            subsets: means of all replicates and, from two on, of all but one [T, O, K].
+            theta: [K, P].
+        """
+        means = [torch.tensor(each[:, self.used], dtype=torch.float64, requires_grad=True) for each in subsets]
         t = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
-        by_name, values = self._series(x, t)
         loss = torch.zeros(theta.shape[0], dtype=torch.float64)
         for observation in self.observations:
-            loss = loss - observation.log_likelihood(by_name, values, self.fitted)
-        by_x, by_t = torch.autograd.grad(loss.sum(), (x, t), allow_unused=True)
+            # Institution by institution, so that the sum is the same whoever holds which.
+            whole, *without = (-observation.log_likelihood(*self._series(x, t), self.fitted) for x in means)
+            loss = loss + debiased(whole, without)
+        *by_x, by_t = torch.autograd.grad(loss.sum(), (*means, t), allow_unused=True)
         return (
             loss.detach().numpy(),
-            np.zeros(x.shape) if by_x is None else by_x.numpy(),
+            [np.zeros(x.shape) if each is None else each.numpy() for x, each in zip(means, by_x, strict=True)],
             np.zeros(t.shape) if by_t is None else by_t.numpy(),
         )
 
@@ -169,7 +178,7 @@ class Evidence:
 
         The likelihood compares the series with the mean of `replicates` simulations of each draw: with one alone, the
         noise of the simulation would count as misfit, and parameters whose simulations are less noisy would win. From
-        two on, the jackknife takes away what is left of that bias to first order.
+        two on, the jackknife takes off most of what is left of that (`debiased`).
 
         Args:
             theta: [K, P], in the order of `parameters`.
@@ -191,9 +200,9 @@ class Evidence:
             seen: dict[str, Any] = {}
 
             def cotangent(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-                seen["loss"], by_x, seen["direct"] = self._loss(outputs, theta)
+                seen["loss"], by_x, seen["direct"] = self._loss([outputs], theta)
                 full = np.zeros((1, *outputs.shape))
-                full[0][:, self.used] = by_x
+                full[0][:, self.used] = by_x[0]
                 return full
 
             run = self._run(theta, trajectory, world, estimator, mode="reverse", cotangent=cotangent, keeper=keeper)
@@ -207,16 +216,15 @@ class Evidence:
             self._run(theta, trajectory, world, estimator, replicate, keeper=keeper if replicate == 0 else None)
             for replicate in range(count)
         ]
-        loss = np.zeros(theta.shape[0])
-        for share, members in jackknife(count):
-            outputs = sum((runs[k].outputs for k in members), np.zeros(())) / len(members)
-            part, by_x, direct = self._loss(outputs, theta)
-            loss, gradient = loss + share * part, gradient + share * direct
-            for k in members:
-                derivative = runs[k].derivative
-                if derivative is not None:
-                    by_parameter = np.einsum("tok,tokp->kp", by_x, derivative[:, self.used]) / len(members)
-                    gradient[:, self.columns] += share * by_parameter
+        members = [tuple(range(count))]
+        if count > 1:
+            members += [tuple(k for k in range(count) if k != left) for left in range(count)]
+        loss, by_x, direct = self._loss([np.mean([runs[k].outputs for k in each], axis=0) for each in members], theta)
+        gradient += direct
+        for k, run in enumerate(runs):
+            if run.derivative is not None:
+                weight = sum(by / len(each) for by, each in zip(by_x, members, strict=True) if k in each)
+                gradient[:, self.columns] += np.einsum("tok,tokp->kp", weight, run.derivative[:, self.used])
         return loss, gradient
 
     def forecast(self, theta: NDArray[np.float64], trajectory: int, *, world: World | None = None) -> Forecast:
