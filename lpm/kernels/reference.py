@@ -1,7 +1,8 @@
 """The plain torch executor: every line of it can be differentiated, and the fused executors must match its bits.
 
-The state is one-hot float64, hard in value; its tangent is the tangent of the conditional expectation (`lpm.relax`). All rows of the transition matrix are computed, also those an agent is not in, because a
-susceptible row matters to an agent whose tangent there isn't 0.
+The state is one-hot float64, hard in value; its tangent is the tangent of the conditional expectation (`lpm.relax`).
+All rows of the transition matrix are computed, also those an agent is not in, because a susceptible row matters to an
+agent whose tangent there isn't 0.
 """
 
 from __future__ import annotations
