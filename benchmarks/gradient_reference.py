@@ -53,8 +53,8 @@ def main() -> None:
     arguments.out.write_text(
         json.dumps(
             {
-                "what": "d(expected cumulative infections after each day)/d(parameter), central differences with common "
-                "random numbers, mean over seeds; own computation",
+                "what": "d(expected cumulative infections after each day)/d(parameter): mean over seeds of central "
+                "differences with common random numbers; own computation",
                 "agents": AGENTS,
                 "mean_degree": DEGREE,
                 "graph_seed": GRAPH_SEED,

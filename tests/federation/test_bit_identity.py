@@ -1,4 +1,4 @@
-"""A trajectory has the same bits in one process and across institutions; losses and gradients agree to 1e-9 (A1, A2)."""
+"""A trajectory has the same bits in one process and across institutions; losses and gradients agree to 1e-9."""
 
 from __future__ import annotations
 
