@@ -1,4 +1,4 @@
-"""Analytic answers: final sizes, growth rates, the ODE limit, tiny networks and Reed–Frost households (A4)."""
+"""Analytic answers: final sizes, growth rates, the ODE limit, tiny networks and Reed–Frost households."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients against exact answers and finite differences of many seeds (A3)."""
+"""Gradients against exact answers and finite differences of many seeds."""
 
 from __future__ import annotations
 
