@@ -2,7 +2,7 @@
 
 A task runs the party's own model on its own shard; only sums pass through the federated world. Mid-trajectory
 checkpoints are sealed under the party's storage key, and a repeated trajectory goes on from the last step that *all*
-parties hold.
+parties hold. Sums that are opened a second time on the way are held against the log of the first.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from lpm import ring
 from lpm.checkpoint import CheckpointStore
+from lpm.errors import CheckpointError
 from lpm.evidence import Evidence
 from lpm.observation import Observation
 from lpm.protocol.messages import Release, Task
 from lpm.scenario import Scenario
 from lpm.simulation import Keeper
 from lpm.worlds.federated import FederatedWorld
+from lpm.worlds.round_log import RoundLog
 
 __all__ = ["Shard"]
 
@@ -86,26 +88,37 @@ class Shard:
         for k, parameter in enumerate(self.scenario.parameters):
             for value in theta[:, k]:
                 parameter.require(float(value))
+        keeper = Keeper()
+        if task.kind == "evaluate" or (task.kind == "simulate" and task.options.get("plain")):
+            keeper = self._keeper(task, world)
+        # From here on, each opened sum is held against the one of an earlier session that was cut short.
+        world.log = RoundLog(self._store(task).folder / "rounds.log", self._key)
+        release = self._answer(task, world, theta, keeper, consents=consents)
+        world.log = None
+        self._forget(task)
+        return release
+
+    def _answer(
+        self, task: Task, world: FederatedWorld, theta: NDArray[np.float64], keeper: Keeper, *, consents: bool
+    ) -> Release | None:
         if task.kind == "simulate":
             if task.options.get("plain"):
-                words = self.evidence.simulate(theta, task.trajectory, world=world, keeper=self._keeper(task, world))
+                words = self.evidence.simulate(theta, task.trajectory, world=world, keeper=keeper)
             else:
                 words = self.evidence.words(theta, task.trajectory, world=world)
             world.tell_coordinator("outputs", words.reshape(-1))
-            self._forget(task)
         elif task.kind == "evaluate":
             loss, gradient = self.evidence.evaluate(
                 theta,
                 task.trajectory,
                 estimator=task.gradient,
                 world=world,
-                keeper=self._keeper(task, world),
+                keeper=keeper,
                 replicates=task.options.get("replicates"),
             )
             bits = self.scenario.federation.fraction_bits
             world.tell_coordinator("loss", _finite_words(loss, bits))
             world.tell_coordinator("gradient", _finite_words(gradient, bits).reshape(-1))
-            self._forget(task)
         elif task.kind == "predict":
             forecast = self.evidence.forecast(theta, task.trajectory, world=world)
             world.tell_coordinator("score", _finite_words(forecast.score, self.scenario.federation.fraction_bits))
@@ -138,12 +151,18 @@ class Shard:
             return Keeper()
         store = self._store(task)
         held = np.zeros(self.scenario.steps + 1, dtype=np.int64)
-        held[store.steps()] = 1
+        whole = {}
+        for step in store.steps():
+            try:
+                whole[step] = store.load(step).content
+            except CheckpointError as problem:
+                _log.warning("%s It is not used.", problem.message)
+        held[list(whole)] = 1
         everywhere = world.add("held", -3, held, digest=b"\0" * 32, rescale=False) == world.parties
         found = None
         if everywhere.any():
             step = int(np.flatnonzero(everywhere).max())
-            found = store.load(step).content
+            found = whole[step]
             _log.info("Trajectory %d goes on from step %d.", task.trajectory, step)
         return Keeper(self.every, lambda state: store.save(state, state["step"]), found)
 

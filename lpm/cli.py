@@ -376,6 +376,7 @@ def _end(arguments: Sequence[str], code: str | int | None) -> int:
     remedy = f"Continue with `lpm resume {path}`." if starter and code == Interrupted.exit_code else ""
     if remedy:
         console.note(remedy)
+    reason = reason or "What was started did not end well: standard error says why."  # no record: a full disk
     _answer(arguments, {"error": reason, "remedy": remedy, "exit_code": code, "run": path and str(path)})
     return code
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.privacy.secure_sum import Flags, Round, SecureSum
+from lpm.worlds.round_log import RoundLog
 from lpm.worlds.world import Disclosure
 
 __all__ = ["FederatedWorld"]
@@ -30,6 +31,7 @@ class FederatedWorld:
         self.parties = engine.parties
         self.disclosure = disclosure
         self.rescaled: list[tuple[int, str, int]] = []
+        self.log: RoundLog | None = None
         self._trajectory = 0
         self._task = b"\0" * 32
         self._run = 0
@@ -58,9 +60,11 @@ class FederatedWorld:
         """See `World.add`."""
         if rescale:
             self.rescaled.append((self._trajectory, tensor, step))
-        return self.engine.open_to_parties(
-            self._round(f"{tensor}/{self._run}", step), words, Flags(digest=digest, rescale=rescale, abort="")
-        )
+        round = self._round(f"{tensor}/{self._run}", step)
+        total = self.engine.open_to_parties(round, words, Flags(digest=digest, rescale=rescale, abort=""))
+        if self.log is not None:
+            self.log.compare(round, words, total)
+        return total
 
     def tell_coordinator(self, tensor: str, words: NDArray[np.int64]) -> None:
         """Contribute to a sum that the coordinator alone opens (losses, gradients, listed outputs)."""

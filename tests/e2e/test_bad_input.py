@@ -142,15 +142,19 @@ def test_a_certificate_that_is_not_valid_ends_the_federation_at_once_and_names_i
 
 
 def test_a_party_that_is_there_twice_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
-    keys, run = tmp_path / "keys", tmp_path / "run"
+    keys = tmp_path / "keys"
     make_local_authority(keys, PARTIES)
     data, control = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    common = ["--keys", keys, "--out", run, "--control", "streams", "--control-address", control]
-    roster = ["coordinator", CLINICS, "--parties", ",".join(PARTIES), "--data-address", data, *common]
+    common = ["--keys", keys, "--control", "streams", "--control-address", control]
+    run, mine, other = (tmp_path / name for name in ("run", "mine", "other"))
+    roster = ["coordinator", CLINICS, "--parties", ",".join(PARTIES), "--data-address", data, *common, "--out", run]
     north = ["client", CLINICS, "--party", "north", "--coordinator", data, *common]
-    with lpm(roster, run, tmp_path / "coordinator") as coordinator, lpm(north, run, tmp_path / "first") as first:
+    with (
+        lpm(roster, run, tmp_path / "coordinator") as coordinator,
+        lpm([*north, "--out", mine], mine, tmp_path / "first") as first,
+    ):
         until(lambda: "north is connected" in coordinator.said, "the first")
-        second = ended(north, run, tmp_path / "second")
+        second = ended([*north, "--out", other], other, tmp_path / "second")
         assert second.wait() == 1
         assert second.said.strip().splitlines()[-1].endswith("north is connected already.")
         assert len(second.said.strip().splitlines()) == 1
