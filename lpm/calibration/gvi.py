@@ -214,14 +214,15 @@ def fit(
     elif start is not None:
         run.begin_from(start)
     checkpoint = run.checkpoint() if state is None else state
-    passed = 0
-    while run.iteration < iterations:
+
+    def may_stop() -> bool:
+        # Asked of the records, so that a fit that was interrupted just before its end is not made longer.
+        return stop_when_converged and run.may_stop and _settled_in_a_row(run.records) >= _PATIENCE
+
+    while run.iteration < iterations and not may_stop():
         record = run.iterate(evaluate)
         checkpoint = run.checkpoint()
-        passed = _settled_in_a_row(run.records)
         if on_iteration is not None and on_iteration(record, checkpoint):
-            break
-        if stop_when_converged and passed >= _PATIENCE and run.may_stop:
             break
     advice = _advice(run.records, draws)
     return Fit(run.result(), tuple(run.records), not advice, advice, checkpoint)

@@ -53,7 +53,7 @@ class Backend(Contract):
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for; see `gvi.fit`."""
+    """What is asked for; see `gvi.fit`. `iterations` is the most: a fit ends once it has converged."""
 
     iterations: int
     draws: int
@@ -130,12 +130,12 @@ def choose(parameters: Sequence[Parameter], backend: Backend, settings: Settings
         return Choice(settings.gradient, "as asked")
     prior = Prior.from_parameters(parameters)
     generator = torch.Generator().manual_seed(derive(settings.seed, "audit") >> 1)
-    u = 0.3 * torch.randn((min(settings.draws, 2), len(parameters)), generator=generator, dtype=torch.float64)
-    theta = prior.to_parameter(u).numpy()
-    scale = prior.slope(u).numpy()
+    u = 0.3 * torch.randn((settings.audit_runs, len(parameters)), generator=generator, dtype=torch.float64)
+    thetas, slopes = prior.to_parameter(u).numpy(), prior.slope(u).numpy()
     rows: dict[str, list[NDArray[np.float64]]] = {"fd": [], "tangent": []}
     bias = error = float("nan")
     for k in range(settings.audit_runs):
+        theta, scale = thetas[k : k + 1], slopes[k : k + 1]
         for estimator, found in rows.items():
             # An estimator is as biased in the mean of several simulations as in one, which costs less.
             gradient = backend.evaluate(theta, AUDIT + k, estimator, replicates=1)[1]
@@ -248,6 +248,7 @@ def run(
         draws=settings.draws,
         weight=settings.weight,
         seed=settings.seed,
+        stop_when_converged=True,
         on_iteration=after,
         state=done.state,
     )
