@@ -12,7 +12,8 @@ import xarray as xr
 
 from tests.e2e.processes import CITY, CLINICS, ended, lpm, until
 
-SIMULATE = ["simulate", CLINICS, "--seed", "5", "--gradient", "tangent", "--checkpoint-every", "2", "--json"]
+SIMULATE = ["simulate", CLINICS, "--seed", "5", "--steps", "12", "--gradient", "tangent", "--checkpoint-every", "2"]
+SIMULATE += ["--json"]
 CALIBRATE = ["calibrate", CLINICS, "--seed", "5", "--gradient", "fd", "--iterations", "40", "--json"]
 
 
