@@ -61,7 +61,7 @@ class Settings:
     predictive_draws: int
     seed: int
     gradient: str = "auto"
-    audit_runs: int = 4
+    audit_runs: int = 2
 
 
 @dataclass(frozen=True)
