@@ -103,27 +103,24 @@ def calibrate(
         InputError: for missing data, or a parameter that is declared twice, differently.
     """
     if isinstance(model, Scenario):
-        asked = model.calibration
-        evidence, parameters, held = evidence_of(model, seed), model.parameters, model.held_out
-        settings = Settings(
-            asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed, model.gradient.estimator
-        )
-    else:
-        if data is None:
-            raise InputError("There is nothing to calibrate to.", "Give data=[lpm.observation.Observation(…)].")
-        observations = [data] if isinstance(data, Observation) else list(data)
-        parameters, held = joined(model, observations), held_out
-        evidence = Evidence(
-            model,
-            observations,
-            parameters=parameters,
-            steps=steps or observations[0].steps,
-            held_out=held,
-            seed=seed,
-            step=step,
-        )
-        settings = Settings(iterations, draws, weight, predictive_draws, seed, gradient)
-    return run_study(parameters, LocalBackend(evidence), settings, held_out=held > 0, on_iteration=on_iteration)
+        return resumable(
+            evidence_of(model, seed), model, seed, None, lambda progress: None, on_iteration, lambda: False
+        )[0]
+    if data is None:
+        raise InputError("There is nothing to calibrate to.", "Give data=[lpm.observation.Observation(…)].")
+    observations = [data] if isinstance(data, Observation) else list(data)
+    parameters = joined(model, observations)
+    evidence = Evidence(
+        model,
+        observations,
+        parameters=parameters,
+        steps=steps or observations[0].steps,
+        held_out=held_out,
+        seed=seed,
+        step=step,
+    )
+    settings = Settings(iterations, draws, weight, predictive_draws, seed, gradient)
+    return run_study(parameters, LocalBackend(evidence), settings, held_out=held_out > 0, on_iteration=on_iteration)
 
 
 def joined(model: Model, observations: Sequence[Observation]) -> tuple[Parameter, ...]:
