@@ -243,13 +243,13 @@ class Evidence:
         held = range(self.steps - self.held_out, self.steps)
         for observation in self.observations:
             for day in held:
+                if not any(series.observed[day] for series in observation.series):
+                    continue
                 each = observation.log_likelihood(by_name, values, slice(day, day + 1))
                 score[0] += float(torch.logsumexp(each, dim=0)) - np.log(theta.shape[0])
             if self.held_out:
                 score[1] += observation.persistence_log_score(slice(held.start, held.stop))
-            score[2] += sum(
-                int(np.isfinite(np.asarray(s.values)[held.start : held.stop]).sum()) for s in observation.series
-            )
+            score[2] += sum(int(s.observed[held.start : held.stop].sum()) for s in observation.series)
             for name, drawn in observation.predict(by_name, values, generator).items():
                 bands[observation.institution, name] = np.quantile(np.asarray(drawn), QUANTILES, axis=0)
         return Forecast(score, bands)

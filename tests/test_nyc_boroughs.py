@@ -86,13 +86,6 @@ def test_a_missing_full_file_says_where_it_can_be_had_and_its_name(shared_data: 
     assert "LPM_DATA" in text
 
 
-def test_merging_stops_when_every_group_has_people_of_every_borough() -> None:
-    expected = np.array([[40.0, 40.0, 9.0, 0.4], [40.0, 30.0, 1.2, 0.9]])
-    assert make_figures.merge(expected) == [0, 1, 2, 2]
-    assert make_figures.merge(np.full((2, 3), 0.1)) == [0, 0, 0]
-    assert make_figures.merge(np.full((2, 3), 50.0)) == [0, 1, 2]
-
-
 # ---- people
 
 

@@ -145,3 +145,36 @@ def test_bad_input_is_refused() -> None:
         objective.poisson(tensor(Y), tensor(MEAN[:, :3]))
     with pytest.raises(InputError, match="equal lengths"):
         objective.SyntheticLikelihood("log", np.eye(2))(tensor(Y), tensor(MEAN))
+
+
+LOWER, UPPER = np.array([0.0, np.nan, 15.0, 200.0, 0.0]), np.array([4.0, np.nan, 15.0, 240.0, 0.0])
+
+
+def test_an_interval_has_the_probability_of_all_its_counts() -> None:
+    spread = DISPERSION[:, None]
+    law = stats.nbinom(1 / spread, 1 / (1 + spread * MEAN))
+    expected = np.nansum(np.log(law.cdf(UPPER) - law.cdf(LOWER - 1)), axis=1)
+    got = objective.interval_censored(tensor(LOWER), tensor(UPPER), tensor(MEAN), tensor(DISPERSION))
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+    law = stats.poisson(MEAN)
+    expected = np.nansum(np.log(law.cdf(UPPER) - law.cdf(LOWER - 1)), axis=1)
+    got = objective.interval_censored(tensor(LOWER), tensor(UPPER), tensor(MEAN))
+    np.testing.assert_allclose(got, expected, rtol=1e-7)
+    # An interval of one count is that count; a suppressed cell is not a zero.
+    one = objective.interval_censored(tensor(Y), tensor(Y), tensor(MEAN), 0.2)
+    torch.testing.assert_close(one, objective.negative_binomial(tensor(Y), tensor(MEAN), 0.2))
+    few = objective.interval_censored(tensor(np.zeros(1)), tensor(np.full(1, 4.0)), tensor(np.full(1, 3.0)), 0.1)
+    assert few > objective.negative_binomial(tensor(np.zeros(1)), tensor(np.full(1, 3.0)), 0.1) + 1.0
+    with pytest.raises(InputError, match="ends before it begins"):
+        objective.interval_censored(tensor(UPPER), tensor(LOWER), tensor(MEAN))
+
+
+def test_an_intervals_probability_is_differentiable_and_far_ones_stay_finite() -> None:
+    mean, spread = tensor(MEAN).requires_grad_(), tensor(DISPERSION).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda m, d: objective.interval_censored(tensor(LOWER), tensor(UPPER), m, d), (mean, spread)
+    )
+    far = torch.full((1, 5), 1e7, dtype=torch.float64, requires_grad=True)
+    total = objective.interval_censored(tensor(LOWER), tensor(UPPER), far, 0.05)
+    total.sum().backward()
+    assert torch.isfinite(total).all() and far.grad is not None and torch.isfinite(far.grad).all()

@@ -203,3 +203,100 @@ def test_missing_files_columns_and_rows_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("# nothing\n")
     with pytest.raises(InputError, match="can't be read"):
         read(tmp_path / "empty.csv")
+
+
+WEEKS = "2020-03-01,3,3\n2020-03-08,0,4\n2020-03-15,,\n2020-03-22,11,11\n"
+
+
+def weekly(folder: Path, rows: str = WEEKS, steps: int = 30, **options: object) -> CountSeries:
+    """Weekly means from 28 February 2020, the fourth of four weeks beginning on the 22nd of March."""
+    path = folder / "weeks.csv"
+    path.write_text("# Source: a hospital\nweek,lower,upper\n" + rows)
+    fields = {"output": "beds", "name": "census", "dispersion": SPREAD, **options}
+    return CountSeries.from_weekly_csv(path, dt.date(2020, 2, 28), steps, **fields)  # type: ignore[arg-type]
+
+
+def test_a_weekly_mean_stands_on_its_last_day_and_a_suppressed_one_is_an_interval(tmp_path: Path) -> None:
+    series = weekly(tmp_path)
+    assert series.intervals is not None
+    values = {int(day): value for day, value in enumerate(series.values) if not np.isnan(value)}
+    assert values == {8: 3.0, 29: 11.0}
+    assert np.flatnonzero(~np.isnan(series.intervals[:, 0])).tolist() == [15]
+    assert series.intervals[15].tolist() == [0.0, 4.0]
+    assert np.flatnonzero(series.observed).tolist() == [8, 15, 29]
+    # A week that has not ended by the last day is left out.
+    assert np.flatnonzero(weekly(tmp_path, steps=29).observed).tolist() == [8, 15]
+
+
+def test_weekly_means_are_compared_with_the_mean_of_the_weeks_days(tmp_path: Path) -> None:
+    series = weekly(tmp_path, scale=SCALE)
+    beds = torch.from_numpy(np.random.default_rng(3).uniform(1, 30, (2, 30)))
+    outputs = {"beds": beds}
+    mean = np.stack([beds[:, end - 6 : end + 1].mean(dim=1) for end in (8, 15, 29)], axis=1)
+    mean = mean * np.array([[0.5], [0.9]]) + BACKGROUND
+    np.testing.assert_allclose(series.expected(outputs, THETA)[:, [8, 15, 29]], mean, rtol=1e-12)
+    law = stats.nbinom(1 / THETA["phi"].numpy()[:, None], 1 / (1 + THETA["phi"].numpy()[:, None] * mean))
+    terms = np.stack([law.logpmf(3)[:, 0], np.log(law.cdf(4))[:, 1], law.logpmf(11)[:, 2]], axis=1)
+    np.testing.assert_allclose(series.log_likelihood(outputs, THETA, slice(None)), terms.sum(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(series.log_likelihood(outputs, THETA, slice(10, 16)), terms[:, 1], rtol=1e-9)
+    assert series.log_likelihood(outputs, THETA, slice(16, 29)).tolist() == [0.0, 0.0]
+    moved = beds.clone().requires_grad_()
+    series.log_likelihood({"beds": moved}, THETA, slice(10, 16)).sum().backward()
+    assert moved.grad is not None
+    assert np.flatnonzero(moved.grad[0].numpy()).tolist() == list(range(9, 16))
+
+
+def test_persistence_of_weekly_means_carries_the_last_one_forward(tmp_path: Path) -> None:
+    week = dt.date(2020, 3, 1)
+    rng = np.random.default_rng(5)
+    told = ["4,9" if k == 30 else f"{n},{n}" for k, n in enumerate(rng.negative_binomial(8, 0.25, 60))]
+    told[57:] = ["20,20", "18,18", "0,4"]
+    rows = "".join(f"{week + k * dt.timedelta(days=7)},{cells}\n" for k, cells in enumerate(told))
+    series = weekly(tmp_path, rows, steps=2 + 60 * 7)
+    window = slice(2 + 58 * 7, 2 + 60 * 7)
+
+    def at(spread: float) -> float:
+        law = stats.nbinom(1 / spread, 1 / (1 + spread * 20.0))
+        return float(law.logpmf(18) + np.log(law.cdf(4)))
+
+    scores = [at(spread) for spread in np.geomspace(0.05, 1.0, 400)]
+    assert min(scores) <= series.persistence_log_score(window) <= max(scores)
+    changed = dict(enumerate(told)) | {58: "500,500"}
+    rows = "".join(f"{week + k * dt.timedelta(days=7)},{cells}\n" for k, cells in changed.items())
+    assert weekly(tmp_path, rows, steps=2 + 60 * 7).persistence_log_score(window) < series.persistence_log_score(window)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("2020-03-01,41,41\n2020-03-09,5,5\n", ["line 4", "column week", "7 days after"]),
+        ("2020-03-01,41,41\n2020-03-08,5,\n", ["line 4", "column upper", "is empty and lower is not"]),
+        ("2020-03-01,41,41\n2020-03-08,5,4\n", ["line 4", "column upper", "below the row's lower"]),
+        ("2020-03-01,41,41\n2020-03-08,0.5,4\n", ["line 4", "not of whole counts"]),
+        ("2020-03-08,41,41\n2020-03-15,5,5\n2020-03-22,5,5\n", ["from 2020-03-08 to 2020-03-22", "2020-02-28"]),
+        ("2020-03-01,41,41\n2020-03-08,5,5\n", ["to 2020-03-08", "2020-03-28"]),
+    ],
+)
+def test_a_bad_weekly_file_is_refused_with_its_line_and_without_its_values(
+    tmp_path: Path, rows: str, words: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        weekly(tmp_path, rows)
+    told = str(caught.value).replace(str(tmp_path), "")
+    assert "weeks.csv" in told and all(word in told for word in words), told
+    assert "41" not in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"intervals": np.full((5, 2), np.nan)}, "two counts a day"),
+        ({"intervals": np.array([[np.nan, np.nan]] * 5 + [[0.0, 3.0]])}, "first on day 6"),
+        ({"intervals": np.array([[np.nan, np.nan]] * 2 + [[0.0, np.inf]] + [[np.nan, np.nan]] * 3)}, "first on day 3"),
+        ({"average": 7}, "mean over 7 days"),
+        ({"average": 2}, "mean over 2 days"),
+    ],
+)
+def test_intervals_and_means_that_can_not_be_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        admissions(**changes)

@@ -19,6 +19,7 @@ from lpm.errors import InputError
 __all__ = [
     "SyntheticLikelihood",
     "estimate_synthetic",
+    "interval_censored",
     "negative_binomial",
     "poisson",
     "squared_error",
@@ -42,20 +43,57 @@ def negative_binomial(y: Tensor, mean: Tensor, dispersion: Tensor | float) -> Te
         [...] sums over the days that are not missing.
     """
     seen, y = _observed(y, mean)
-    mean = mean.clamp_min(_SMALLEST_MEAN)
-    spread = torch.as_tensor(dispersion, dtype=mean.dtype).clamp_min(_SMALLEST_DISPERSION)
-    spread = spread[..., None] if spread.ndim else spread
+    spread = torch.as_tensor(dispersion, dtype=mean.dtype)
+    return _total(_negative_binomial_terms(y, mean, spread[..., None] if spread.ndim else spread), seen)
+
+
+def _negative_binomial_terms(y: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    mean, spread = mean.clamp_min(_SMALLEST_MEAN), spread.clamp_min(_SMALLEST_DISPERSION)
     size = 1.0 / spread
     combinations = torch.lgamma(y + size) - torch.lgamma(size) - torch.lgamma(y + 1.0)
-    terms = combinations - (size + y) * torch.log1p(mean * spread) + y * torch.log(mean * spread)
-    return _total(terms, seen)
+    return combinations - (size + y) * torch.log1p(mean * spread) + y * torch.log(mean * spread)
 
 
 def poisson(y: Tensor, mean: Tensor) -> Tensor:
     """Log-likelihood [...] of counts y [T] (NaN where missing) with expected counts [..., T]."""
     seen, y = _observed(y, mean)
+    return _total(_poisson_terms(y, mean), seen)
+
+
+def _poisson_terms(y: Tensor, mean: Tensor) -> Tensor:
     mean = mean.clamp_min(_SMALLEST_MEAN)
-    return _total(y * torch.log(mean) - mean - torch.lgamma(y + 1.0), seen)
+    return y * torch.log(mean) - mean - torch.lgamma(y + 1.0)
+
+
+def interval_censored(lower: Tensor, upper: Tensor, mean: Tensor, dispersion: Tensor | float | None = None) -> Tensor:
+    """Log-probability of counts of which only an interval is told, such as a suppressed cell's "fewer than five".
+
+    The probabilities of all counts of the interval are added up, so that value and derivatives are exact.
+
+    Args:
+        lower: [T] smallest count that is possible, NaN where there is no interval.
+        upper: [T] largest count that is possible, NaN at the same days.
+        mean: [..., T] expected counts.
+        dispersion: of the negative binomial, number or [...]; None for a Poisson.
+
+    Returns:
+        [...] sums over the days that have an interval.
+
+    Raises:
+        InputError: for an interval that ends before it begins.
+    """
+    seen, first = _observed(lower, mean)
+    last = torch.where(seen, upper, torch.zeros_like(first))
+    if bool((~(last >= first)).any()):
+        raise InputError("An interval of a censored count ends before it begins.")
+    counts = first[..., None] + torch.arange(int((last - first).max()) + 1, dtype=first.dtype)
+    if dispersion is None:
+        terms = _poisson_terms(counts, mean[..., None])
+    else:
+        spread = torch.as_tensor(dispersion, dtype=mean.dtype)
+        terms = _negative_binomial_terms(counts, mean[..., None], spread[..., None, None] if spread.ndim else spread)
+    beyond = counts > last[..., None]
+    return _total(torch.logsumexp(torch.where(beyond, -torch.inf, terms), dim=-1), seen)
 
 
 def squared_error(y: Tensor, mean: Tensor, sd: float = 1.0) -> Tensor:

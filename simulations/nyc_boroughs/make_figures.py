@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.errors import DataMissing, InputError
+from lpm.population.cells import merge
 
 log = logging.getLogger(__name__)
 
@@ -466,31 +467,6 @@ def observed(folder: Path, out: Path) -> None:
     )
 
 
-def merge(expected: NDArray[np.float64]) -> list[int]:
-    """Merge neighbouring classes of one zone until every group has people enough of every borough.
-
-    The first class that falls short joins its smaller neighbour (the lower one where they are equal), and the rule
-    begins again; it looks at public expectations only, so it is the same in every world.
-
-    Args:
-        expected: agents expected [home borough, class].
-
-    Returns:
-        For each class the number of its group, counted from 0 in order.
-    """
-    groups = [[c] for c in range(expected.shape[1])]
-    while len(groups) > 1:
-        count = [expected[:, g].sum(axis=1) for g in groups]
-        short = [i for i, c in enumerate(count) if c.sum() < MINIMUM_PEOPLE or c.min() < MINIMUM_EACH]
-        if not short:
-            break
-        i = short[0]
-        beside = [j for j in (i - 1, i + 1) if 0 <= j < len(groups)]
-        j = min(beside, key=lambda j: count[j].sum())
-        groups[min(i, j)] += groups.pop(max(i, j))
-    return [next(i for i, g in enumerate(groups) if c in g) for c in range(expected.shape[1])]
-
-
 def groups(out: Path, population: NDArray[np.float64], workers: NDArray[np.float64], jobs: NDArray[np.float64]) -> None:
     """Tables `visits.csv`, `community_cells.csv` and `work_strata.csv`: the shared groups and who is in them."""
     keys = list(INSTITUTIONS)
@@ -518,7 +494,7 @@ def groups(out: Path, population: NDArray[np.float64], workers: NDArray[np.float
     first = 0
     for j, zone in enumerate(keys):
         expected = agents_per_person * visits[:, j][:, None] * population
-        of = merge(expected)
+        of = merge(expected, MINIMUM_PEOPLE, MINIMUM_EACH)
         for c, age in enumerate(AGE_CLASSES):
             rows.append((zone, age, first + of[c], float(expected[:, c].sum()), float(expected[:, c].min())))
         first += max(of) + 1
@@ -535,7 +511,7 @@ def groups(out: Path, population: NDArray[np.float64], workers: NDArray[np.float
     rows, first = [], 0
     for j, place in enumerate(keys):
         expected = agents_per_person * workers[:, j][:, None] * jobs[j][None, :]
-        of = merge(expected)
+        of = merge(expected, MINIMUM_PEOPLE, MINIMUM_EACH)
         for s, stratum in enumerate(STRATA):
             rows.append((place, stratum, first + of[s], float(expected[:, s].sum()), float(expected[:, s].min())))
         first += max(of) + 1

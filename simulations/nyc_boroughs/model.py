@@ -6,7 +6,6 @@ alone, so a party builds its own and nobody else's, and boroughs can be put toge
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime as dt
 import math
@@ -20,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lpm
-from lpm.errors import DataMissing, InputError
+from lpm.errors import InputError
 from lpm.institution_effect import InstitutionEffect
 from lpm.observation import CountSeries, Observation
+from lpm.population.cells import cell_mixing, class_of, rows
 from lpm.population.synthesis import Margins, Stream, apportion, divide, place, synthesise
 from lpm.scenario import Scenario
 
@@ -82,18 +82,6 @@ BURN_IN = 10
 """First days that no likelihood sees: their admissions come from infections before the start."""
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, without its header lines.
-
-    Raises:
-        DataMissing: if the table is not there.
-    """
-    if not path.is_file():
-        raise DataMissing(path, "the project's page", f"{path.parent.name}/{path.name}")
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(line for line in stream if not line.startswith("#")))
-
-
 @dataclass(frozen=True)
 class Figures:
     """The public tables, read once.
@@ -150,7 +138,7 @@ def figures() -> Figures:
         for r in table["people"]:
             if r["institution"] == name:
                 people[bands.index(int(r["age"])), int(r["sex"] == "male")] += float(r["people"])
-        by_class[names.index(name)] = np.bincount(_class(np.array(bands), ages), people.sum(axis=1), len(ages))
+        by_class[names.index(name)] = np.bincount(class_of(np.array(bands), ages), people.sum(axis=1), len(ages))
         total = float(h["households"])
         margins[name] = Margins(
             bands,
@@ -185,7 +173,7 @@ def figures() -> Figures:
         ages,
         visits,
         cells,
-        _mixing(table["community_mixing"], ages, cells, visits.T @ by_class),
+        cell_mixing(table["community_mixing"], ages, cells, visits.T @ by_class, ABROAD),
         np.array([float(r["share"]) for r in table["employment"]]),
         {name: (np.array(count), group_of) for name, count in workers.items()},
         int(group_of.max()) + 1,
@@ -196,41 +184,6 @@ def figures() -> Figures:
         {r["event"]: dt.date.fromisoformat(r["date"]) for r in table["dates"]},
         deaths["probable"] / (deaths["probable"] + deaths["confirmed"]),
     )
-
-
-def _class(age: NDArray[np.integer], ages: Sequence[int]) -> NDArray[np.int64]:
-    return np.searchsorted(ages, age, side="right") - 1
-
-
-def _mixing(
-    table: list[dict[str, str]], ages: Sequence[int], cells: NDArray[np.int64], present: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Contacts per day of a person of one cell with another cell.
-
-    The state's contact rates are carried over by age: a person meets an age class in proportion to the people of that
-    class around them, with the state's preference for it.
-
-    Args:
-        table: `community_mixing`.
-        ages: lower ends.
-        cells: [zone, age class].
-        present: people [zone, age class].
-    """
-    k = len(ages)
-    contacts = np.array([float(r["contacts"]) for r in table]).reshape(k, k)
-    state = np.array([float(r["contact_people"]) for r in table[:k]])
-    preference = contacts / (state / state.sum())[None, :]
-    near = present / present.sum(axis=1, keepdims=True)
-    everywhere = present / present.sum()
-    count = int(cells.max()) + 1
-    member, people = np.zeros((cells.size, count)), present.ravel()
-    member[np.arange(cells.size), cells.ravel()] = 1.0
-    fine = np.zeros((*present.shape, *present.shape))
-    for zone in range(present.shape[0]):
-        fine[zone, :, zone, :] = (1.0 - ABROAD) * preference * near[zone][None, :]
-        fine[zone] += ABROAD * preference[:, None, :] * everywhere[None, :, :]
-    flat = fine.reshape(cells.size, cells.size)
-    return member.T @ (people[:, None] * flat) @ member / (member.T @ people)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +217,7 @@ def shard(institution: str, agents: int, seed: int) -> Shard:
     if own < 1:
         raise InputError(f"{agents} agents leave none for {institution}.", "Raise --agents.")
     made = synthesise(f.margins[institution], own, Stream(seed, institution, "people"))
-    age_class = _class(made.age, f.ages)
+    age_class = class_of(made.age, f.ages)
 
     zone = place(age_class, f.visits[number], Stream(seed, institution, "community"))
     pupils = np.where((made.age >= SCHOOL_AGES[0]) & (made.age < SCHOOL_AGES[1]), made.age.astype(np.int64), -1)
@@ -301,7 +254,7 @@ def build(scenario: Scenario, institutions: Sequence[str], *, agents: int, seed:
     f = figures()
     shards = [shard(name, agents, seed) for name in institutions]
     numbers = [f.institutions.index(name) for name in institutions]
-    age_class = np.concatenate([_class(s.age, f.ages) for s in shards])
+    age_class = np.concatenate([class_of(s.age, f.ages) for s in shards])
     owner = np.repeat(np.arange(len(shards)), [s.age.size for s in shards])
     ids = np.concatenate(
         [
