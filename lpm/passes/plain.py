@@ -1,0 +1,60 @@
+"""The pass without derivatives, on which the others build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lpm import ring
+from lpm.kernels.spec import Summed
+from lpm.passes.steps import Arrays, Rounds, Steps
+
+__all__ = ["Plain"]
+
+
+class Plain:
+    """No derivatives."""
+
+    def __init__(self, loop: Steps, rounds: Rounds) -> None:
+        self.loop, self.rounds = loop, rounds
+        self.carry: Arrays = {}
+
+    def start(self) -> None:
+        """The first state."""
+        self.carry = self.loop.start(self.loop.theta)
+        self.rounds.see(self.loop.env(self.carry))
+
+    def step(self, t: int) -> Arrays:
+        """One step; returns its records."""
+        summed = self.loop.emit(t, self.loop.theta, self.carry)
+        sums = self.open(t, summed, {})[0]
+        self.carry, records = self.loop.advance(t, self.loop.theta, self.carry, sums)
+        self.rounds.see(self.loop.env(self.carry))
+        return records
+
+    def open(
+        self, t: int, summed: Mapping[str, Summed], floats: Mapping[str, NDArray[np.float64]]
+    ) -> tuple[Arrays, dict[str, NDArray[np.float64]]]:
+        """⊕: exact sums as float64, and opened floats."""
+        if not summed:
+            return {}, {}
+        words, opened = self.rounds.add("emit", t, {key: value.words.numpy() for key, value in summed.items()}, floats)
+        return {key: torch.from_numpy(ring.decode(value)) for key, value in words.items()}, opened
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """What a checkpoint needs."""
+        return {f"carry:{key}": value.numpy() for key, value in self.carry.items()}
+
+    def restore(self, found: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.carry = {
+            key[6:]: torch.from_numpy(value.copy()) for key, value in found.items() if key.startswith("carry:")
+        }
+
+    def finish(self, words: NDArray[np.int64], cotangent: object) -> dict[str, Any]:
+        """Derivatives, as fields of `Trajectory`."""
+        return {}

@@ -1,0 +1,163 @@
+"""The pure functions between two sums, and the rounds that carry the sums (paper, eq. 1).
+
+A pass (`plain`, `tangent`, `alternates`) decides how derivatives go through them; the time loop is in
+`lpm.simulation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from lpm.errors import RoundRefused
+from lpm.flame.model import Model
+from lpm.flame.protocol import Step
+from lpm.kernels.spec import Executor, Summed
+from lpm.worlds.world import Exponents, World
+
+__all__ = ["Arrays", "Rounds", "Steps", "push", "soft", "split"]
+
+Arrays = dict[str, Tensor]
+
+_FORWARD_MODE = threading.Lock()
+"""Torch keeps the level of forward-mode differentiation once per process: two threads must not be in it together."""
+
+
+def push(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """Tangents of a function along a batch of directions.
+
+    Args:
+        function: of `primals`.
+        primals: where.
+        tangents: as `primals`, each with a leading axis of directions.
+    """
+    with _FORWARD_MODE:
+        return vmap(lambda *direction: jvp(function, primals, direction)[1])(*tangents)
+
+
+class Steps:
+    """One run: the pure functions between two sums, bound to a model, a seed and an executor."""
+
+    def __init__(self, model: Model, theta: Tensor, seed: int, executor: Executor, sizes: Arrays) -> None:
+        self.model, self.seed, self.executor, self.sizes = model, seed, executor, sizes
+        self.theta = theta
+        self.lanes = theta.shape[0]
+        self.pairs = [
+            (number, protocol, network)
+            for number, protocol in enumerate(model.protocols)
+            for network in protocol.networks()
+            if model.network(network).shared
+        ]
+
+    def view(self, t: int, number: int, theta: Tensor, carry: Arrays, env: Arrays, sums: Mapping[str, Tensor]) -> Step:
+        """What protocol `number` sees of step t."""
+        values = {parameter.name: theta[:, k] for k, parameter in enumerate(self.model.parameters)}
+        state = {key[6:]: value for key, value in carry.items() if key.startswith("state:")}
+        return Step(t, self.model, number, self.lanes, values, state, env, sums, self.sizes, self.seed, self.executor)
+
+    @staticmethod
+    def env(carry: Arrays) -> Arrays:
+        """The environment within the carry."""
+        return {key[4:]: value for key, value in carry.items() if key.startswith("env:")}
+
+    def start(self, theta: Tensor) -> Arrays:
+        """The first carry: all protocols' arrays and the environment."""
+        carry: Arrays = {}
+        env: Arrays = {}
+        for number, protocol in enumerate(self.model.protocols):
+            change = protocol.start(self.view(-1, number, theta, carry, env, {}))
+            carry |= {f"state:{protocol.name}.{key}": value for key, value in change.state.items()}
+            env |= change.env
+        return {key: value.contiguous() for key, value in (carry | {f"env:{k}": v for k, v in env.items()}).items()}
+
+    def emit(self, t: int, theta: Tensor, carry: Arrays) -> dict[str, Summed]:
+        """The shard's contributions to all shared networks."""
+        env = self.env(carry)
+        return {
+            f"{protocol.name}/{network}": protocol.emit(self.view(t, number, theta, carry, env, {}), network)
+            for number, protocol, network in self.pairs
+        }
+
+    def advance(self, t: int, theta: Tensor, carry: Arrays, sums: Mapping[str, Tensor]) -> tuple[Arrays, Arrays]:
+        """The carry after the step, and the records."""
+        env = self.env(carry)
+        for network in self.model.networks:
+            env[f"scale/{network.name}"] = torch.ones((), dtype=torch.float64)
+        for key, total in sums.items():
+            people = self.sizes[key.partition("/")[2]].sum().clamp(min=1.0)
+            env[key] = total.sum(0) / people
+        after: Arrays = {}
+        records: Arrays = {}
+        for number, protocol in enumerate(self.model.protocols):
+            step = self.view(t, number, theta, carry, env, sums)
+            change = protocol.transition(step, protocol.policy(step, protocol.observe(step)))
+            env = env | dict(change.env)
+            after |= {f"state:{protocol.name}.{key}": value for key, value in change.state.items()}
+            records |= change.records
+        # A protocol that returns no new array keeps the old one.
+        kept = {key: value for key, value in carry.items() if key.startswith("state:") and key not in after}
+        return kept | after | {
+            f"env:{key}": value.expand(self.lanes).clone() if value.dim() == 0 else value for key, value in env.items()
+        }, records
+
+
+def split(carry: Arrays) -> tuple[Arrays, Arrays]:
+    """Floating arrays, which carry derivatives, and the others."""
+    floats = {key: value.contiguous() for key, value in carry.items() if value.is_floating_point()}
+    return floats, {key: value for key, value in carry.items() if key not in floats}
+
+
+class Rounds:
+    """Packs sums (and tangents or cotangents) into one round a step, and keeps the exponents and the digest of e."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.exponents = Exponents(world.parties)
+        self.digest = b"\0" * 32
+
+    def add(
+        self, tensor: str, step: int, words: Mapping[str, NDArray[np.int64]], floats: Mapping[str, NDArray[np.float64]]
+    ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.float64]]]:
+        """One round: words added as they are, floats at their public exponents."""
+        while True:
+            rescale = not all(self.exponents.fits(name, value) for name, value in floats.items())
+            parts = [value.reshape(-1) for value in words.values()]
+            parts += [self.exponents.encode(name, value).reshape(-1) for name, value in floats.items()]
+            try:
+                total = self.world.add(tensor, step, np.concatenate(parts), digest=self.digest, rescale=rescale)
+            except RoundRefused as refused:
+                if not refused.rescale:
+                    raise
+                self.exponents.lower(list(floats))
+                continue
+            self.digest = hashlib.sha256(self.digest + total.tobytes()).digest()
+            opened, used = {}, 0
+            for name, value in [*words.items(), *floats.items()]:
+                opened[name] = total[used : used + value.size].reshape(value.shape)
+                used += value.size
+            return (
+                {name: opened[name] for name in words},
+                {name: self.exponents.decode(name, opened[name]) for name in floats},
+            )
+
+    def see(self, env: Mapping[str, Tensor]) -> None:
+        """Bind the environment into the digest that the next round compares."""
+        seen = hashlib.sha256(self.digest)
+        for name in sorted(env):
+            seen.update(name.encode())
+            seen.update(env[name].detach().contiguous().numpy().tobytes())
+        self.digest = seen.digest()
+
+
+def soft(value: Summed) -> Tensor:
+    """The differentiable part of a sum."""
+    assert value.soft is not None
+    return value.soft
