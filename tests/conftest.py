@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import clients  # noqa: F401 - before any test loads gRPC: it restricts TLS for 
 
 # Several processes and threads share few cores: a spinning pool of threads in each would slow all of them.
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
