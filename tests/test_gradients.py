@@ -37,7 +37,8 @@ def _households(size: int, count: int) -> lpm.Model:
 def _slopes(model: lpm.Model, escape: float, estimator: str, seeds: int, households: int) -> np.ndarray:
     """d E[new infections in a household]/dp by seed; p = 1 − e^(−hazard), so dp = escape · d hazard."""
     theta = np.array([[-np.log(escape)]])
-    steps = model.population.agents // households
+    # A household of n is through after n − 1 generations; the tangent isn't, so how long a run goes on is part of it.
+    steps = model.population.agents // households + 1
     found = []
     for seed in range(seeds):
         result = evaluate(model, theta, estimator=estimator, steps=steps, seed=seed)
@@ -58,21 +59,21 @@ def test_finite_differences_are_exact_in_reed_frost_households(vectors, size):
         assert abs(slopes.mean() - float(value["d_expected_d_p"])) < 3.1 * error + 2e-3, value["escape_q"]
 
 
-@pytest.mark.parametrize(("size", "bias_at_half"), [(2, 0.0), (4, 0.08), (5, 0.45)])
-def test_the_tangent_has_its_known_bias_in_reed_frost_households(vectors, size, bias_at_half):
+@pytest.mark.parametrize(
+    ("size", "known_bias"), [(2, (0.0, 0.0, 0.0)), (4, (0.18, 0.055, 0.005)), (5, (0.90, 0.12, 0.008))]
+)
+def test_the_tangent_has_its_known_bias_in_reed_frost_households(vectors, size, known_bias):
     known = json.loads((vectors / "epidemic" / "reed_frost_households.json").read_text())["cases"]
     case = next(c for c in known if c["household_size"] == size and c["initial_infectives"] == 1)
     model = _households(size, 20_000)
-    for value in case["values"]:
+    for value, bias in zip(case["values"], known_bias, strict=True):
         escape, exact = _fraction(value["escape_q"]), float(value["d_expected_d_p"])
         slopes = _slopes(model, escape, "tangent", 4, 20_000)
         pairwise = [_tangent_by_pairs(size, escape, 20_000, seed) for seed in range(4)]
         error = np.hypot(slopes.std(ddof=1), np.std(pairwise, ddof=1)) / 2
         assert abs(slopes.mean() - np.mean(pairwise)) < 5 * error + 1e-3, value["escape_q"]
-        if value["escape_q"] == "1/2":
-            assert slopes.mean() / exact - 1 == pytest.approx(bias_at_half, abs=0.05)
-        if size == 2:
-            assert slopes.mean() == pytest.approx(exact, rel=0.01)  # exact for one generation
+        # One run of 20,000 households scatters by 2.7 % where the bias is .90, by .9 % at .18, else by less than .2 %.
+        assert slopes.mean() / exact - 1 == pytest.approx(bias, abs=0.005 + 0.06 * bias)
 
 
 def _tangent_by_pairs(size: int, escape: float, households: int, seed: int) -> float:
@@ -82,7 +83,7 @@ def _tangent_by_pairs(size: int, escape: float, households: int, seed: int) -> f
     stage[:, 0] = 1
     tangent = np.zeros((households, size, 3))
     total = 0.0
-    for _ in range(size):
+    for _ in range(size + 1):
         infectious = stage == 1
         others = infectious.sum(1, keepdims=True) - infectious
         stays = escape**others
