@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -95,6 +96,47 @@ def test_ed25519_known_answers(vectors: Path) -> None:
             Ed25519PublicKey.from_public_bytes(bytes.fromhex(case["public"])).verify(
                 bytes.fromhex(case["signature"]), bytes.fromhex(case["message"])
             )
+
+
+def test_ed25519_edge_cases(vectors: Path) -> None:
+    for group in _read(vectors, "wycheproof/ed25519_test.json")["testGroups"]:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(group["publicKey"]["pk"]))
+        for case in group["tests"]:
+            signature, message = bytes.fromhex(case["sig"]), bytes.fromhex(case["msg"])
+            if case["result"] == "valid":
+                key.verify(signature, message)
+            else:
+                with pytest.raises(InvalidSignature):
+                    key.verify(signature, message)
+
+
+def test_hkdf_edge_cases(vectors: Path) -> None:
+    for group in _read(vectors, "wycheproof/hkdf_sha256_test.json")["testGroups"]:
+        for case in group["tests"]:
+            secret, salt, info = (bytes.fromhex(case[name]) for name in ("ikm", "salt", "info"))
+            if case["result"] == "valid":
+                okm = HKDF(algorithm=SHA256(), length=case["size"], salt=salt, info=info).derive(secret)
+                assert okm.hex() == case["okm"]
+                if not salt:
+                    assert derive(secret, info, case["size"]).hex() == case["okm"]
+            else:
+                with pytest.raises(ValueError):
+                    derive(secret, info, case["size"])
+
+
+def test_chacha20_poly1305_edge_cases(vectors: Path) -> None:
+    for group in _read(vectors, "wycheproof/chacha20_poly1305_test.json")["testGroups"]:
+        for case in group["tests"]:
+            key, nonce, about, text, sealed = (
+                bytes.fromhex(case[name]) for name in ("key", "iv", "aad", "msg", "ct")
+            )
+            sealed += bytes.fromhex(case["tag"])
+            if case["result"] == "valid":
+                assert ChaCha20Poly1305(key).decrypt(nonce, sealed, about) == text
+                assert ChaCha20Poly1305(key).encrypt(nonce, text, about) == sealed
+            else:
+                with pytest.raises((InvalidTag, ValueError)):
+                    ChaCha20Poly1305(key).decrypt(nonce, sealed, about)
 
 
 def test_pair_masks_known_answers(vectors: Path) -> None:
