@@ -144,15 +144,15 @@ SOURCES: Mapping[str, Source] = {
 """Full file → where it can be downloaded."""
 
 
-def read(folder: Path, name: str) -> list[dict[str, str]]:
-    """The rows of a full file.
+def read(folder: Path, name: str, known: Mapping[str, Source] = SOURCES) -> list[dict[str, str]]:
+    """The rows of a full file, one of those known.
 
     Raises:
         DataMissing: naming the publisher's page and the name the file must have.
     """
     path = folder / name
     if not path.is_file():
-        raise DataMissing(path, f"{SOURCES[name].page} ({SOURCES[name].publisher})", name)
+        raise DataMissing(path, f"{known[name].page} ({known[name].publisher})", name)
     opener = gzip.open if name.endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
@@ -167,9 +167,10 @@ def write(
     changes: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[object]],
+    known: Mapping[str, Source] = SOURCES,
 ) -> None:
     """Write one table of figures under its header."""
-    used = dict.fromkeys(SOURCES[source] for source in sources)
+    used = dict.fromkeys(known[source] for source in sources)
     lines = [f"# {what}"]
     lines += [f"# Source: {s.publisher}; {s.page}; {s.terms}." for s in used]
     lines += [f"# From: {', '.join(sources)}.", f"# Changes made: {changes}", ",".join(columns)]
