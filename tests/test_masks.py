@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from lpm.errors import InputError, SessionRefused
-from lpm.privacy.masks import agree, derive, mask_key, pair_mask, zero_share, zero_share_xor
+from lpm.privacy.masks import agree, derive, mask_key, pair_mask, remove_pair_mask, zero_share, zero_share_xor
 from lpm.privacy.secure_sum import require_enough
 from lpm.ring import decode, encode, require_headroom
 
@@ -188,6 +188,16 @@ def test_masked_sums_known_answers(vectors: Path) -> None:
             total += masked
         assert (total == _words(run["sum"])).all()
         assert (decode(total.view(np.int64)) == [float(x) for x in run["decoded"]]).all()
+        if dropout := run.get("dropout"):
+            lost = str(dropout["dropped"])
+            raw = np.sum([_words(run["masked"][name]) for name in roster if name != lost], axis=0, dtype=np.uint64)
+            assert (raw == _words(dropout["raw_sum_of_masked_survivors"])).all()
+            for name in roster:
+                if name != lost:
+                    secret = agree(private[name], bytes.fromhex(keys["public_keys"][lost]))
+                    remove_pair_mask(raw, int(name), int(lost), mask_key(secret, context))
+            assert (raw == _words(dropout["corrected_sum"])).all()
+            assert (decode(raw.view(np.int64)) == [float(x) for x in dropout["decoded"]]).all()
 
 
 def test_encodings_known_answers(vectors: Path) -> None:

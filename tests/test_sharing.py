@@ -152,6 +152,13 @@ def test_merkle_known_answers(vectors: Path) -> None:
             assert [step.hex() for step in proof] == each["proof"]
             tree.require_consistency(each["size1"], each["size2"], proof, roots[each["size1"]], roots[each["size2"]])
     for case in known["invalid_inclusion"]:
+        if case["expect"] == "different":
+            assert tree.leaf_hash(bytes.fromhex(case["leaf_data"])).hex() == case["leaf_hash"] != case["interior_node"]
+            continue
+        if case["expect"] == "rfc6962_root":
+            leaves = [tree.leaf_hash(bytes.fromhex(each)) for each in case["leaves"]]
+            assert tree.merkle_root(leaves).hex() == case["rfc6962_root"] != case["duplicated_style_root"]
+            continue
         with pytest.raises(SessionRefused):
             tree.require_inclusion(
                 bytes.fromhex(case["leaf_hash"]),

@@ -179,13 +179,13 @@ def require_consistency(earlier: int, size: int, proof: Sequence[bytes], before:
 
     Source: RFC 9162 section 2.1.4.2.
     """
-    _well_formed(before, root, *proof)
     if not 0 < earlier <= size:
         raise _refuse("the earlier tree is empty or larger")
     if earlier == size:
         if proof or before != root:
             raise _refuse("trees of one size have one root and need no proof")
         return
+    _well_formed(before, root, *proof)
     if not proof:
         raise _refuse("it is empty")
     path = list(proof) if earlier & (earlier - 1) else [before, *proof]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lpm.errors import SessionRefused
 
-__all__ = ["agree", "derive", "mask_key", "pair_mask", "zero_share", "zero_share_xor"]
+__all__ = ["agree", "derive", "key_stream", "mask_key", "pair_mask", "remove_pair_mask", "zero_share", "zero_share_xor"]
 
 _LABEL = b"lpm/mask/v1"
 _NONCE = bytes(16)  # block counter 0 and a zero nonce: safe because a key is never used for a second stream
@@ -83,8 +83,37 @@ def pair_mask(secret: bytes, context: bytes, count: int) -> NDArray[np.uint64]:
     Returns:
         [count] uniform words of Z_2^64.
     """
-    stream = Cipher(ChaCha20(mask_key(secret, context), _NONCE), mode=None).encryptor()
+    return key_stream(mask_key(secret, context), count)
+
+
+def key_stream(key: bytes, count: int) -> NDArray[np.uint64]:
+    """The ChaCha20 key stream as words.
+
+    Args:
+        key: 32 bytes, never used for another stream.
+        count: number of words.
+
+    Returns:
+        [count] uniform words of Z_2^64.
+    """
+    stream = Cipher(ChaCha20(key, _NONCE), mode=None).encryptor()
     return np.frombuffer(stream.update(bytes(8 * count)), dtype="<u8")
+
+
+def remove_pair_mask(sum_of_survivors: NDArray[np.uint64], survivor: int, lost: int, key: bytes) -> None:
+    """Take the mask off a sum, in place, that a survivor shared with a party whose contribution is not in it.
+
+    Args:
+        sum_of_survivors: [count] words.
+        survivor: its place in the roster.
+        lost: the other's place.
+        key: of the pair's mask in this round.
+    """
+    mask = key_stream(key, sum_of_survivors.size)
+    if lost > survivor:
+        sum_of_survivors -= mask
+    else:
+        sum_of_survivors += mask
 
 
 def zero_share(me: int, secrets: Mapping[int, bytes], context: bytes, count: int) -> NDArray[np.uint64]:
