@@ -14,10 +14,12 @@ import torch
 
 from clients.config import ClientConfig, own_folder
 from clients.shard import Shard
+from clients.steward import Steward
 from clients.streams import join
 from lpm.checkpoint import CheckpointStore, atomic_write
 from lpm.errors import InputError
 from lpm.processes import peak_memory_mb
+from lpm.protocol.identity import load_identity
 from lpm.protocol.manifest import Manifest
 from lpm.scenario import Scenario, load
 from lpm.worlds.federated import FederatedWorld
@@ -47,10 +49,25 @@ def serve(config: ClientConfig) -> dict[str, Any]:
     # One thread per party: on one machine the parties share the cores, and sums must not depend on a thread count.
     torch.set_num_threads(1)
     scenario = load(config.scenario).with_options(agents=config.agents, settings=config.settings)
-    key = (own_folder(config.keys, config.party) / "storage.key").read_bytes()
+    keys = own_folder(config.keys, config.party)
+    key = (keys / "storage.key").read_bytes()
+    steward = Steward(config, load_identity(keys, config.party))
+    try:
+        summary = _take_part(config, scenario, key, steward)
+    except BaseException as problem:
+        steward.end(problem)
+        raise
+    steward.end(None)
+    summary |= {"seconds": time.monotonic() - began, "ledger": steward.ledger.head}
+    atomic_write(config.folder / SUMMARY, json.dumps(summary).encode(), 0o600)
+    return summary
+
+
+def _take_part(config: ClientConfig, scenario: Scenario, key: bytes, steward: Steward) -> dict[str, Any]:
     # The coordinator's terms say how long the run is and whether it calibrates; they are checked before signing.
     session = join(config, scenario.hash, check=lambda manifest: _require_terms(manifest, scenario))
     with session:
+        steward.begin(session.manifest)
         disclosure = None if config.unsafe else Disclosure(scenario.minimum_people, scenario.minimum_institutions)
         world = FederatedWorld(session.secure_sum, disclosure)
         shard = Shard(
@@ -64,20 +81,20 @@ def serve(config: ClientConfig) -> dict[str, Any]:
             calibrates=session.manifest.terms.gradient != "none",
         )
         done = 0
-        for task in session.tasks():
-            session.done(task, shard.perform(task, world, consents=config.release_fit))
+        for task in session.tasks(steward.parting):
+            steward.admit(task, world)
+            release = shard.perform(task, world, consents=config.release_fit)
+            steward.finish(released=release is not None)
+            session.done(task, release)
             done += 1
-    summary = {
+    return {
         "party": config.party,
         "tasks": done,
         "rounds": session.rounds,
         "rescaled": len(world.rescaled),
-        "seconds": time.monotonic() - began,
         "peak_memory_mb": peak_memory_mb(),
         "pid": os.getpid(),
     }
-    atomic_write(config.folder / SUMMARY, json.dumps(summary).encode(), 0o600)
-    return summary
 
 
 def _require_terms(manifest: Manifest, scenario: Scenario) -> None:

@@ -96,8 +96,11 @@ class PartySession:
         assert self._sum is not None
         return self._sum
 
-    def tasks(self) -> Iterator[Task]:
+    def tasks(self, parting: Callable[[], Release | None] = lambda: None) -> Iterator[Task]:
         """The coordinator's tasks, as they come; ends when the coordinator says that all is done.
+
+        Args:
+            parting: what this party gives the coordinator on leaving.
 
         Raises:
             PeerLost: if a party or the coordinator is lost.
@@ -111,7 +114,7 @@ class PartySession:
             self._numbers[item.task.digest] = item.number
             if item.task.kind == "finish":
                 self._finished = True
-                self.done(item.task)
+                self.done(item.task, parting())
                 return
             yield item.task
 

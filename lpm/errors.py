@@ -11,6 +11,7 @@ __all__ = [
     "Interrupted",
     "LpmError",
     "PeerLost",
+    "PolicyRefused",
     "RoundRefused",
     "SessionRefused",
 ]
@@ -77,6 +78,10 @@ class PeerLost(LpmError):
 
 class SessionRefused(LpmError):
     """A session could not be formed, or a peer broke its rules; nothing was opened."""
+
+
+class PolicyRefused(SessionRefused):
+    """An institution's own policy forbids what was asked; the coordinator is told the line of the policy."""
 
 
 class RoundRefused(LpmError):

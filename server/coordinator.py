@@ -87,6 +87,8 @@ def run(config: CoordinatorConfig) -> dict[str, Any]:
             )
         else:
             summary = _calibrate(config, scenario, backend, record, seed, facts, began, gathered)
+    # A ledger that is set back later, head and all, is found out by the head that was noted here.
+    record.update(ledgers={party: dict(each.about) for party, each in session.partings.items()})
     record.update(status="done", summary=summary)
     return summary
 

@@ -160,6 +160,12 @@ class CoordinatorSession(Listener):
         done = self._done[number]
         return {party: release for party in self.parties if (release := done[party]) is not None}
 
+    @property
+    def partings(self) -> dict[str, Release]:
+        """What the parties gave on leaving; none before the session is closed."""
+        done = self._done.get(self._tasks.get(_FINISH.digest, -1), {})
+        return {party: release for party, release in done.items() if release is not None}
+
     def close(self, reason: str = "") -> None:
         """End the session; safe to call twice.
 

@@ -6,6 +6,9 @@ never used twice: trajectory, step, tensor, attempt and parameter hash.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +16,24 @@ from lpm.privacy.secure_sum import Flags, Round, SecureSum
 from lpm.worlds.round_log import RoundLog
 from lpm.worlds.world import Disclosure
 
-__all__ = ["FederatedWorld"]
+__all__ = ["FederatedWorld", "Opened"]
+
+
+@dataclass
+class Opened:
+    """The openings of one tensor in one task, for the ledger.
+
+    Attributes:
+        first: lowest step.
+        last: highest step.
+        rounds: how many sums were opened.
+        words: how many numbers they held together.
+    """
+
+    first: int
+    last: int
+    rounds: int = 0
+    words: int = 0
 
 
 class FederatedWorld:
@@ -22,16 +42,21 @@ class FederatedWorld:
     Args:
         engine: the secure sum of the running session.
         disclosure: rule for group sums, or None in tests that say so.
+        guard: called before every contribution; it stops the party by raising `LpmError`.
     """
 
     name = "federated"
 
-    def __init__(self, engine: SecureSum, disclosure: Disclosure | None) -> None:
+    def __init__(
+        self, engine: SecureSum, disclosure: Disclosure | None, guard: Callable[[], None] = lambda: None
+    ) -> None:
         self.engine = engine
         self.parties = engine.parties
         self.disclosure = disclosure
         self.rescaled: list[tuple[int, str, int]] = []
         self.log: RoundLog | None = None
+        self.opened: dict[tuple[str, str], Opened] = {}
+        self._guard = guard
         self._trajectory = 0
         self._task = b"\0" * 32
         self._run = 0
@@ -40,6 +65,7 @@ class FederatedWorld:
     def take(self, trajectory: int, task: bytes) -> None:
         """From here on, rounds belong to a task of the session: its number and its hash, parameters included."""
         self._trajectory, self._task, self._run = trajectory, task, 0
+        self.opened = {}
 
     def begin(self, trajectory: int, parameters: bytes) -> None:
         """See `World.begin`; the task's hash, which the coordinator knows too, stands for the parameters.
@@ -54,18 +80,27 @@ class FederatedWorld:
         self._attempts[address] = attempt + 1
         return Round(trajectory=self._trajectory, step=step, tensor=tensor, attempt=attempt, parameters=self._task)
 
+    def _note(self, tensor: str, to: str, step: int, words: int) -> None:
+        seen = self.opened.setdefault((tensor, to), Opened(step, step))
+        seen.first, seen.last = min(seen.first, step), max(seen.last, step)
+        seen.rounds, seen.words = seen.rounds + 1, seen.words + words
+
     def add(
         self, tensor: str, step: int, words: NDArray[np.int64], *, digest: bytes, rescale: bool
     ) -> NDArray[np.int64]:
         """See `World.add`."""
+        self._guard()
         if rescale:
             self.rescaled.append((self._trajectory, tensor, step))
         round = self._round(f"{tensor}/{self._run}", step)
         total = self.engine.open_to_parties(round, words, Flags(digest=digest, rescale=rescale, abort=""))
+        self._note(tensor, "parties", step, words.size)
         if self.log is not None:
             self.log.compare(round, words, total)
         return total
 
     def tell_coordinator(self, tensor: str, words: NDArray[np.int64]) -> None:
         """Contribute to a sum that the coordinator alone opens (losses, gradients, listed outputs)."""
+        self._guard()
         self.engine.open_to_coordinator(self._round(tensor, -2), words, Flags(digest=b"", rescale=False, abort=""))
+        self._note(tensor, "coordinator", -2, words.size)
