@@ -191,7 +191,7 @@ def test_public_merkle_proofs(vectors: Path) -> None:
                 tree.require_consistency(case["size1"], case["size2"], proof, *roots)
         elif case["size1"]:  # that everything grew from nothing proves nothing, and is refused here
             tree.require_consistency(case["size1"], case["size2"], proof, *roots)
-    assert min(wanted.values()) > 20
+    assert min(wanted.values()) > 10
 
 
 def test_commitments_bind_to_purpose_context_and_value() -> None:
