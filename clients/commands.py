@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,6 @@ def client(
     unsafe: Annotated[
         bool, typer.Option("--unsafe-no-disclosure-control", help="Allow small cells. For tests only.")
     ] = False,
-    deadline: Annotated[float, typer.Option(help="Seconds one step may take before its peer counts as lost.")] = 30.0,
     join_limit: Annotated[float, typer.Option(help="Seconds to wait for the coordinator.")] = 120.0,
     announce: Annotated[Path | None, typer.Option(hidden=True, help="Where to say that this process is up.")] = None,
 ) -> None:
@@ -70,7 +70,6 @@ def client(
             resume=resume,
             release_fit=release_fit,
             unsafe=unsafe,
-            deadline_seconds=deadline,
         )
         config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log_to(config.folder / "party.log", party)
@@ -101,7 +100,7 @@ def _take_part(config: ClientConfig, control: str, address: str, patience: float
     if control == "flower":
         from clients.supernode import SuperNode
 
-        with SuperNode(address, config, patience) as node:
+        with contextlib.closing(SuperNode(address, config, patience)) as node:
             announce(
                 announcement, [here, Process(role="supernode", party=config.party, pid=node.pid, address=node.address)]
             )

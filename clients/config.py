@@ -42,7 +42,6 @@ class ClientConfig:
         resume: go on from the party's checkpoint.
         release_fit: consent to releasing this party's own fit, its series beside the bands, to the coordinator.
         unsafe: small cells are allowed (`--unsafe-no-disclosure-control`).
-        deadline_seconds: how long one step of a round may take before its peer counts as lost.
     """
 
     scenario: Path
@@ -61,7 +60,6 @@ class ClientConfig:
     resume: bool = False
     release_fit: bool = False
     unsafe: bool = False
-    deadline_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         """Check every field at the door."""
@@ -71,8 +69,6 @@ class ClientConfig:
                 raise InputError(f"`--{flag}` is {number}: a whole number from 1.")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"`--seed` is {self.seed}: a whole number from 0 and below 2^63.")
-        if not self.deadline_seconds > 0:
-            raise InputError(f"`--deadline` is {self.deadline_seconds}: seconds, more than 0.")
         if not self.institutions:
             object.__setattr__(self, "institutions", (self.party,))
 

@@ -13,7 +13,7 @@ import secrets
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from clients.config import ClientConfig
 from clients.node import connect
@@ -77,14 +77,6 @@ class SuperNode:
     def pid(self) -> int:
         """The SuperNode's process."""
         return self._child.pid
-
-    def __enter__(self) -> Self:
-        """The process runs from the making on."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self.close()
 
     def close(self) -> None:
         """End the process."""

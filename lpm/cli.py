@@ -147,18 +147,7 @@ def simulate(
     json: Json = False,
 ) -> None:
     """Simulate a scenario in one process."""
-    options = Options(
-        command="simulate",
-        scenario=_folder(scenario),
-        steps=steps,
-        seed=seed,
-        agents=agents,
-        gradient=gradient,
-        settings=parse_settings(settings or ()),
-        checkpoint_every=checkpoint_every,
-        out=out,
-        json=json,
-    )
+    options = _options("simulate", locals())
     _show(options, lambda: _commands().simulate_command(options))
 
 
@@ -176,19 +165,7 @@ def calibrate(
     json: Json = False,
 ) -> None:
     """Calibrate a scenario to its data in one process."""
-    options = Options(
-        command="calibrate",
-        scenario=_folder(scenario),
-        steps=steps,
-        seed=seed,
-        agents=agents,
-        iterations=iterations,
-        gradient=_with_derivatives(gradient),
-        settings=parse_settings(settings or ()),
-        time_limit=time_limit,
-        out=out,
-        json=json,
-    )
+    options = _options("calibrate", locals())
     _show(options, lambda: _commands().calibrate_command(options))
 
 
@@ -203,8 +180,8 @@ def federate(
     control: Annotated[
         str, typer.Option(metavar="flower|streams", help="A SuperLink and SuperNodes, or plain streams.")
     ] = "flower",
-    key_folder: Annotated[
-        Path | None, typer.Option("--keys", metavar="DIR", help="The key folder; else local keys are made in the run.")
+    keys: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The key folder; else local keys are made in the run.")
     ] = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -221,28 +198,7 @@ def federate(
     json: Json = False,
 ) -> None:
     """Calibrate a scenario with one process per institution on this machine; only sums leave each."""
-    if key_folder is not None and not key_folder.is_dir():
-        raise InputError(f"`--keys` is {key_folder}: a folder made by `lpm keys local DIR --parties a,b,c`.")
-    options = Options(
-        command="federate",
-        scenario=_folder(scenario),
-        parties=parties,
-        simulate_only=simulate_only,
-        sharing=sharing,
-        control=control,
-        keys=key_folder,
-        steps=steps,
-        seed=seed,
-        agents=agents,
-        iterations=iterations,
-        gradient=gradient if simulate_only else _with_derivatives(gradient),
-        settings=parse_settings(settings or ()),
-        time_limit=time_limit,
-        checkpoint_every=checkpoint_every,
-        unsafe=unsafe,
-        out=out,
-        json=json,
-    )
+    options = _options("federate", locals())
     _show(options, lambda: _commands().federate_command(options))
 
 
@@ -450,20 +406,18 @@ def _commands() -> Any:
     return importlib.import_module("lpm.commands")
 
 
+def _options(command: str, flags: Mapping[str, Any]) -> Options:
+    """The flags of a command, by the names that its function and `Options` share."""
+    settings = parse_settings(flags["settings"] or ())
+    return Options(command=command, **{**flags, "scenario": _folder(flags["scenario"]), "settings": settings})
+
+
 def _folder(scenario: Path) -> Path:
     if not scenario.is_dir():
         raise InputError(f"There is no scenario {scenario}: the path of a folder with a scenario.toml.")
     if not (scenario / "scenario.toml").is_file():
         raise InputError(f"{scenario} is not a scenario: it has no scenario.toml.")
     return scenario
-
-
-def _with_derivatives(gradient: str | None) -> str | None:
-    if gradient == "none":
-        raise InputError(
-            f"`--gradient` is none: one of {', '.join(GRADIENTS[1:])}, for a calibration needs derivatives."
-        )
-    return gradient
 
 
 def _entry_points() -> list[metadata.EntryPoint]:

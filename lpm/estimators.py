@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from lpm import ring, simulation
 from lpm.errors import InputError
 from lpm.flame.model import Model
+from lpm.options import GRADIENTS
 from lpm.parameters import Parameter
 from lpm.worlds.world import World
 
 __all__ = ["ESTIMATORS", "Differences", "Evaluation", "differences", "evaluate"]
 
-ESTIMATORS = ("none", "fd", "tangent")
+ESTIMATORS = tuple(name for name in GRADIENTS if name != "auto")
 """Names that `evaluate` takes; `auto` is resolved to one of them before."""
 
 

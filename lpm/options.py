@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 GRADIENTS = ("none", "auto", "fd", "tangent")
-"""How derivatives flow through the simulation; a calibration can't do with `none`."""
+"""How derivatives flow through the simulation: the one list of names. A calibration can't do with `none`."""
 SHARINGS = ("crypten",)
 """Engines of the secure sum."""
 CONTROLS = ("flower", "streams")
@@ -91,8 +91,14 @@ class Options:
         if self.time_limit is not None and not 0 < self.time_limit < math.inf:
             raise InputError(f"`--time-limit` is {self.time_limit:g}: seconds, more than 0.")
         _require_one_of("gradient", self.gradient, GRADIENTS)
+        calibrates = self.command == "calibrate" or (self.command == "federate" and not self.simulate_only)
+        if calibrates and self.gradient == "none":
+            accepted = ", ".join(name for name in GRADIENTS if name != "none")
+            raise InputError(f"`--gradient` is none: one of {accepted}, for a calibration needs derivatives.")
         _require_one_of("sharing", self.sharing, SHARINGS)
         _require_one_of("control", self.control, CONTROLS)
+        if self.keys is not None and not self.keys.is_dir():
+            raise InputError(f"`--keys` is {self.keys}: a folder made by `lpm keys local DIR --parties a,b,c`.")
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
     def to_command(self) -> dict[str, Any]:

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from lpm.calibration.priors import Prior
 from lpm.calibration.study import Study
-from lpm.report import Fact, Fit, Material, Score, summarise_outputs, summarise_parameters, write_report
+from lpm.report import (
+    Fact,
+    Fit,
+    Material,
+    Score,
+    summarise_outputs,
+    summarise_parameters,
+    tabulate_fits,
+    write_report,
+)
 from lpm.rng import derive
 from lpm.runs import Run
 from lpm.scenario import Scenario
@@ -90,6 +99,8 @@ def write_study(
     run.write_outputs(outputs)
     posterior = study.fit.posterior.to_frame(2000, derive(seed, "frame") >> 1)
     run.write_posterior(posterior)
+    if fits:
+        run.write_fits(tabulate_fits(fits))
     names = [parameter.name for parameter in scenario.parameters]
     generator = torch.Generator().manual_seed(derive(seed, "prior frame") >> 1)
     prior = posterior[names].copy()

@@ -282,16 +282,34 @@ class Run:
         Args:
             draws: one row per draw, one column per parameter (and `log_q`, if known).
         """
-        path = self.path / "posterior.parquet"
+        return self._write_table("posterior.parquet", draws)
+
+    def write_fits(self, fits: pd.DataFrame) -> Path:
+        """Write `fits.parquet`.
+
+        Args:
+            fits: released fits, as `lpm.report.tabulate_fits` makes them.
+        """
+        return self._write_table("fits.parquet", fits)
+
+    def read_fits(self) -> pd.DataFrame:
+        """Read `fits.parquet`."""
+        return self._read_table("fits.parquet")
+
+    def _write_table(self, name: str, table: pd.DataFrame) -> Path:
+        path = self.path / name
         with atomic_file(path) as temporary:
-            draws.to_parquet(temporary, engine="pyarrow", index=False)
+            table.to_parquet(temporary, engine="pyarrow", index=False)
         return path
 
     def read_posterior(self) -> pd.DataFrame:
         """Read `posterior.parquet`."""
+        return self._read_table("posterior.parquet")
+
+    def _read_table(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
-        return pd.read_parquet(self._existing("posterior.parquet"))
+        return pd.read_parquet(self._existing(name))
 
     def _existing(self, name: str) -> Path:
         path = self.path / name

@@ -18,11 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lpm.errors import InputError
-from lpm.options import require_known
+from lpm.options import GRADIENTS, require_known
 from lpm.parameters import Parameter
+
+if TYPE_CHECKING:
+    from lpm.calibration.study import Settings
 
 __all__ = ["Calibration", "Declared", "Federation", "PublicNetwork", "PublicOutput", "Scenario", "load"]
 
@@ -255,12 +258,21 @@ class Scenario:
                 raise InputError(f"{what} is {value}: a whole number from {lowest}.")
         if self.held_out >= self.steps:
             raise InputError(f"scenario.held_out is {self.held_out}: fewer than the {self.steps} steps.")
-        if self.gradient.estimator not in ("auto", "fd", "tangent", "none"):
-            raise InputError(f"gradient.estimator is {self.gradient.estimator!r}: auto, fd or tangent.")
+        if self.gradient.estimator not in GRADIENTS:
+            raise InputError(f"gradient.estimator is {self.gradient.estimator!r}: one of {', '.join(GRADIENTS)}.")
         if not 0 < self.gradient.step < 1:
             raise InputError(f"gradient.step is {self.gradient.step}: between 0 and 1.")
         if not 0 < self.calibration.weight < math.inf:
             raise InputError(f"calibration.weight is {self.calibration.weight}: a number above 0.")
+
+    def study_settings(self, seed: int) -> Settings:
+        """What a calibration of this scenario is asked for, in one process and by a coordinator alike."""
+        from lpm.calibration.study import Settings
+
+        asked = self.calibration
+        return Settings(
+            asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed, self.gradient.estimator
+        )
 
     # ---- the private part: code and figures, at institutions and in the Local world only
 

@@ -143,15 +143,11 @@ def resumable(
     deadline_passed: Callable[[], bool],
 ) -> tuple[Study, LocalBackend]:
     """A scenario's calibration with checkpoints, for the command."""
-    asked = scenario.calibration
     backend = LocalBackend(evidence)
-    settings = Settings(
-        asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed, scenario.gradient.estimator
-    )
     study = run_study(
         scenario.parameters,
         backend,
-        settings,
+        scenario.study_settings(seed),
         held_out=scenario.held_out > 0,
         progress=None if found is None else Progress.unpack(found),
         save=save,

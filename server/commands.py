@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from lpm.options import GRADIENTS
 
 if TYPE_CHECKING:
     from server.config import CoordinatorConfig
@@ -26,7 +29,7 @@ def coordinator(
     steps: Annotated[int | None, typer.Option(help="Days to simulate.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     draws: Annotated[int | None, typer.Option(help="Parameter draws in an iteration.")] = None,
-    gradient: Annotated[str, typer.Option(help="auto, fd, tangent or none; as the scenario says if empty.")] = "",
+    gradient: Annotated[str, typer.Option(help=f"{', '.join(GRADIENTS)}; as the scenario says if empty.")] = "",
     seed: Annotated[int | None, typer.Option(help="Seed of the coordinator's own draws.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, as often as needed.")] = None,
     simulate_only: Annotated[bool, typer.Option("--simulate-only", help="One simulation, no calibration.")] = False,
@@ -35,7 +38,10 @@ def coordinator(
     unsafe: Annotated[
         bool, typer.Option("--unsafe-no-disclosure-control", help="Allow small cells. For tests only.")
     ] = False,
-    deadline: Annotated[float, typer.Option(help="Seconds one step may take before its party counts as lost.")] = 30.0,
+    deadline: Annotated[
+        float | None,
+        typer.Option(help="Seconds one step may take before its party counts as lost; else as the scenario says."),
+    ] = None,
     join_limit: Annotated[float, typer.Option(help="Seconds to wait for all parties.")] = 120.0,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which a calibration stops.")] = None,
     announce: Annotated[Path | None, typer.Option(hidden=True, help="Where to say that this process is up.")] = None,
@@ -123,10 +129,8 @@ def _coordinate(config: CoordinatorConfig, control: str, address: str, announcem
     elif control == "flower":
         from server.superlink import SuperLink
 
-        with SuperLink(address, config) as link:
-            announce(
-                announcement, [here, Process(role="superlink", party="", pid=link.pid, address=address)]
-            )
+        with contextlib.closing(SuperLink(address, config)) as link:
+            announce(announcement, [here, Process(role="superlink", party="", pid=link.pid, address=address)])
             status = link.run_app()
     else:
         raise InputError(f"`--control` is {control!r}: flower or streams.")

@@ -40,7 +40,8 @@ class CoordinatorConfig:
         checkpoint_every: steps between two checkpoints of a simulation; None: as the session chooses.
         resume: go on from the checkpoint in `out`.
         unsafe: small cells are allowed (`--unsafe-no-disclosure-control`).
-        deadline_seconds: how long one step of a round may take before its party counts as lost.
+        deadline_seconds: how long one step of a round may take before its party counts as lost; None: as the scenario
+            says.
         join_seconds: how long the coordinator waits for all parties to join.
         time_limit_seconds: the calibration stops there and says that it has not converged; None: no limit.
     """
@@ -63,7 +64,7 @@ class CoordinatorConfig:
     checkpoint_every: int | None = None
     resume: bool = False
     unsafe: bool = False
-    deadline_seconds: float = 30.0
+    deadline_seconds: float | None = None
     join_seconds: float = 120.0
     time_limit_seconds: float | None = None
 
@@ -85,7 +86,7 @@ class CoordinatorConfig:
                 "A sum over two parties tells each the other's part.",
             )
         for flag, seconds in {"deadline": self.deadline_seconds, "join-limit": self.join_seconds}.items():
-            if not seconds > 0:
+            if seconds is not None and not seconds > 0:
                 raise InputError(f"`--{flag}` is {seconds}: seconds, more than 0.")
 
     def write(self, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lpm.calibration.study import Progress, Settings
+from lpm.calibration.study import Progress
 from lpm.calibration.study import run as run_study
 from lpm.checkpoint import CheckpointStore
 from lpm.processes import peak_memory_mb
@@ -108,10 +108,6 @@ def _calibrate(
     )
     found = store.latest() if config.resume else None
     progress = None if found is None else Progress.unpack(found.content)
-    asked = scenario.calibration
-    settings = Settings(
-        asked.iterations, asked.draws, asked.weight, asked.predictive_draws, seed, scenario.gradient.estimator
-    )
 
     def save(now: Progress) -> None:
         store.save(now.pack(), now.step)
@@ -122,7 +118,7 @@ def _calibrate(
     study = run_study(
         scenario.parameters,
         backend,
-        settings,
+        scenario.study_settings(seed),
         held_out=scenario.held_out > 0,
         progress=progress,
         save=save,
@@ -172,7 +168,7 @@ def _terms(config: CoordinatorConfig, scenario: Scenario) -> Terms:
         gradient="none" if config.simulate_only else scenario.gradient.estimator,
         steps=scenario.steps,
         agents=scenario.agents,
-        deadline_seconds=config.deadline_seconds,
+        deadline_seconds=config.deadline_seconds or scenario.federation.deadline_seconds,
         weaker=tuple(weaker),
     )
 

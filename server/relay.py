@@ -373,6 +373,6 @@ def gather(config: CoordinatorConfig, terms: Terms, *, tap: Tap | None = None) -
     require_engine(config.sharing)
     identity = load_identity(own_folder(config.keys), COORDINATOR)
     machine = CoordinatorMachine(identity, config.parties, terms)
-    session = CoordinatorSession(machine, config.deadline_seconds)
+    session = CoordinatorSession(machine, terms.deadline_seconds)
     session._gather(StreamServer(config.data_address, identity, session, tap), config.join_seconds)
     return session

@@ -16,7 +16,7 @@ import threading
 import time
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from lpm.errors import InputError, LpmError, PeerLost
 from lpm.node_keys import registered_keys
@@ -101,14 +101,6 @@ class SuperLink:
     def pid(self) -> int:
         """The SuperLink's process."""
         return self._child.pid
-
-    def __enter__(self) -> Self:
-        """The process runs from the making on."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self.close()
 
     def close(self) -> None:
         """End the process."""

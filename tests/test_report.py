@@ -15,7 +15,17 @@ import xarray as xr
 from matplotlib.image import imread
 
 from lpm.checkpoint import DiskFull
-from lpm.report import Fact, Fit, Material, Score, figures, summarise_outputs, summarise_parameters, write_report
+from lpm.report import (
+    Fact,
+    Fit,
+    Material,
+    Score,
+    figures,
+    summarise_outputs,
+    summarise_parameters,
+    tabulate_fits,
+    write_report,
+)
 from lpm.report.page import number, render
 from lpm.runs import Run
 
@@ -229,6 +239,17 @@ def test_the_held_out_days_are_shaded_and_no_others(tmp_path: Path) -> None:
     columns = np.flatnonzero(shaded(tmp_path / "some.png"))
     width = imread(tmp_path / "some.png").shape[1]
     assert columns.min() > 0.72 * width and 0.18 * width < len(columns) < 0.28 * width
+
+
+def test_released_fits_are_one_table(material: Material) -> None:
+    table = tabulate_fits(material.fits)
+    assert len(table) == sum(len(fit.dates) for fit in material.fits)
+    for fit in material.fits:
+        rows = table[(table.institution == fit.institution) & (table.series == fit.series)]
+        np.testing.assert_array_equal(rows.date, fit.dates)
+        np.testing.assert_array_equal(rows.observed, fit.observed)
+        np.testing.assert_array_equal(rows[["q05", "q25", "q50", "q75", "q95"]].T, fit.quantiles)
+        assert rows.held_out.sum() == (0 if fit.held_out is None else len(fit.dates) - fit.held_out)
 
 
 def test_a_fit_shows_its_data_and_draws_the_same_bytes_again(tmp_path: Path) -> None:

@@ -7,7 +7,17 @@ from lpm.report.material import (
     Score,
     summarise_outputs,
     summarise_parameters,
+    tabulate_fits,
 )
 from lpm.report.page import write_report
 
-__all__ = ["Fact", "Fit", "Material", "Score", "summarise_outputs", "summarise_parameters", "write_report"]
+__all__ = [
+    "Fact",
+    "Fit",
+    "Material",
+    "Score",
+    "summarise_outputs",
+    "summarise_parameters",
+    "tabulate_fits",
+    "write_report",
+]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["Fact", "Fit", "Material", "Score", "summarise_outputs", "summarise_parameters"]
+__all__ = ["Fact", "Fit", "Material", "Score", "summarise_outputs", "summarise_parameters", "tabulate_fits"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,29 @@ class Fit:
                 f"{self.institution}/{self.series}: {steps} dates, observed {self.observed.shape}, "
                 f"quantiles {self.quantiles.shape}; (T,) and (5, T)"
             )
+
+
+def tabulate_fits(fits: Sequence[Fit]) -> pd.DataFrame:
+    """Released fits as one table: a row per institution, series and day.
+
+    Args:
+        fits: what the institutions released.
+
+    Returns:
+        Columns `institution`, `series`, `date`, `unit`, `observed` (NaN where nothing was), the quantiles `q05`,
+        `q25`, `q50`, `q75`, `q95` of the posterior predictive, and `held_out`, whether the day was not fitted to.
+    """
+    import pandas as pd
+
+    tables = []
+    for fit in fits:
+        table = pd.DataFrame({"date": fit.dates.astype("datetime64[ns]"), "unit": fit.unit, "observed": fit.observed})
+        table[["q05", "q25", "q50", "q75", "q95"]] = fit.quantiles.T
+        table["held_out"] = np.arange(len(fit.dates)) >= (len(fit.dates) if fit.held_out is None else fit.held_out)
+        table.insert(0, "series", fit.series)
+        table.insert(0, "institution", fit.institution)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 @dataclass(frozen=True)

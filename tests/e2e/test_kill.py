@@ -16,6 +16,7 @@ import psutil
 import pytest
 import xarray as xr
 
+from lpm.runs import Run
 from tests.e2e.processes import CLINICS, Command, ended, lpm, until
 
 PARTIES = ("north", "south", "west")
@@ -127,6 +128,15 @@ def test_the_launcher_killed_takes_everybody_with_it(broken: Broken) -> None:
     assert "Traceback" not in command.said
 
 
+def test_a_frozen_party(broken: Broken) -> None:
+    with broken.go_on() as command:
+        victim = command.process("west")
+        command.reaches("Iteration 5 of")
+        victim.suspend()
+        until(lambda: "west is lost" in command.said, "naming west", NAMING_SECONDS)
+        stopped(command)
+
+
 def full(process: psutil.Process) -> None:
     """No file of this process can grow any more: what a full disk does to it."""
     process.rlimit(psutil.RLIMIT_FSIZE, (1, 1))
@@ -135,7 +145,7 @@ def full(process: psutil.Process) -> None:
 def test_a_full_disk(broken: Broken) -> None:
     with broken.go_on() as command:
         process = command.process("coordinator")
-        command.reaches("Iteration 5 of")
+        command.reaches("Iteration 6 of")
         full(process)
         stopped(command, "disk is full")
 
@@ -159,7 +169,9 @@ def test_the_end_is_that_of_a_run_which_nothing_happened_to(broken: Broken, fold
     answer = whole.answer()
     for name in ("headline", "parameters", "scores", "outputs"):
         assert again[name] == answer[name]
-    assert (broken.run / "posterior.parquet").read_bytes() == (folder / "whole" / "posterior.parquet").read_bytes()
+    for name in ("posterior.parquet", "fits.parquet"):
+        assert (broken.run / name).read_bytes() == (folder / "whole" / name).read_bytes()
+    assert set(Run.open(broken.run).read_fits().institution) == set(PARTIES)
     opened = [xr.load_dataset(run / "outputs.nc", engine="h5netcdf") for run in (broken.run, folder / "whole")]
     assert len(opened[0].data_vars) == 2
     xr.testing.assert_identical(*opened)

@@ -96,7 +96,6 @@ class Federation:
             out=self.keys / "run",
             parties=tuple(self.parties),
             data_address=self.address,
-            deadline_seconds=self.deadline_seconds,
             join_seconds=self.join_seconds,
         )
         agreed = Terms("a scenario", SCENARIO_HASH, **({"deadline_seconds": self.deadline_seconds} | terms))
