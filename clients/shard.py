@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lpm import ring
 from lpm.checkpoint import CheckpointStore
-from lpm.errors import CheckpointError
+from lpm.errors import CheckpointError, SessionRefused
 from lpm.evidence import Evidence
 from lpm.observation import Observation
 from lpm.protocol.messages import Release, Task
@@ -85,6 +85,11 @@ class Shard:
         """
         world.take(task.trajectory, task.digest)
         theta = np.asarray(task.theta)
+        if theta.shape[1] != len(self.scenario.parameters) or not theta.shape[0]:
+            raise SessionRefused(
+                f"The coordinator sent {theta.shape[0]} draws of {theta.shape[1]} parameters: the scenario has "
+                f"{len(self.scenario.parameters)}."
+            )
         for k, parameter in enumerate(self.scenario.parameters):
             for value in theta[:, k]:
                 parameter.require(float(value))

@@ -215,3 +215,30 @@ def test_manifests_are_read_strictly(old: bytes, new: bytes) -> None:
     assert old in data
     with pytest.raises(SessionRefused, match="manifest"):
         Manifest.decode(data.replace(old, new, 1))
+
+
+def _release(shape: tuple[int, ...], about: bytes = b"{}") -> bytes:
+    lengths = b"".join(size.to_bytes(4, "little") for size in shape)
+    table = b"\x01\x00\x00\x00n" + bytes((len(shape),)) + lengths
+    about = len(about).to_bytes(4, "little") + about
+    return bytes((1, 10)) + bytes(8) + b"\x01" + bytes(4) + about + b"\x01\x00\x00\x00" + table
+
+
+@pytest.mark.parametrize("shape", [(2**32 - 1, 2**32 - 1, 2**32 - 1, 0), (0, 2**32 - 1), (2**31, 0)])
+def test_an_empty_table_can_not_claim_rows_without_end(shape: tuple[int, ...]) -> None:
+    with pytest.raises(SessionRefused, match="too large"):
+        decode(_release(shape))
+    assert decode(_release((0, 3))).release.tables["n"].shape == (0, 3)  # type: ignore[attr-defined]
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(SessionRefused, match="not JSON"):
+        decode(_release((0,), b'{"a":"\\ud800"}'))
+
+
+@pytest.mark.parametrize(("draws", "parameters"), [(2**32 - 1, 0), (1, 0), (0, 7)])
+def test_a_task_has_parameters_for_its_draws(draws: int, parameters: int) -> None:
+    head = bytes((1, 9)) + bytes(8) + bytes((0,)) + bytes(8)
+    frame = head + draws.to_bytes(4, "little") + parameters.to_bytes(4, "little") + bytes(5) + b"\x02\x00\x00\x00{}"
+    with pytest.raises(SessionRefused, match="parameters"):
+        decode(frame)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +58,7 @@ _CERTIFICATE_LIMIT = 16 << 10
 _OPTIONS_LIMIT = 64 << 10
 _PARTY_LIMIT = 1000
 _RELEASE_LIMIT = 64 << 20
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ROUND = struct.Struct("<QqI32s")
 _DIMENSIONS = 4
 
@@ -86,9 +89,12 @@ class _Reader:
 
     def text(self, limit: int = _TEXT_LIMIT) -> str:
         try:
-            return str(self.blob(limit), "utf-8")
+            text = str(self.blob(limit), "utf-8")
         except UnicodeDecodeError:
             raise SessionRefused("A message holds a text that is not UTF-8.") from None
+        if _CONTROL.search(text):  # it may be shown on a terminal, or stand in a log line by line
+            raise SessionRefused("A message holds a text with control characters.")
+        return text
 
     def blobs(self, limit: int = FRAME_LIMIT) -> tuple[memoryview, ...]:
         return tuple(self.blob(limit) for _ in range(self.number(4, _PARTY_LIMIT)))
@@ -103,7 +109,7 @@ def _blob(data: bytes | memoryview) -> bytes:
 
 
 def _text(text: str, limit: int = _TEXT_LIMIT) -> bytes:
-    data = text.encode()
+    data = _CONTROL.sub(" ", text).encode(errors="replace")
     return _blob(data if len(data) <= limit else data[:limit].decode(errors="ignore").encode())
 
 
@@ -310,6 +316,8 @@ class Task:
         """
         kind = KINDS[reader.number(1, len(KINDS) - 1)]
         trajectory, draws, parameters = reader.number(8), reader.number(4), reader.number(4)
+        if (draws == 0) != (parameters == 0):
+            raise SessionRefused("The coordinator sent a task with draws of no parameters, or parameters of no draws.")
         theta = np.frombuffer(reader.take(8 * draws * parameters), dtype="<f8").reshape(draws, parameters)
         gradient = reader.text()
         seed = reader.number(8) if _flag(reader) else None
@@ -323,6 +331,7 @@ class Task:
 def _plain(data: memoryview) -> dict[str, Any]:
     try:
         plain = json.loads(bytes(data))
+        json.dumps(plain, ensure_ascii=False).encode()  # refuses halves of surrogate pairs, which no file can hold
     except (ValueError, RecursionError):
         raise SessionRefused("A message's options are not JSON.") from None
     if not isinstance(plain, dict):
@@ -368,10 +377,9 @@ class Release:
         for _ in range(reader.number(4, _PARTY_LIMIT)):
             name = reader.text()
             shape = [reader.number(4) for _ in range(reader.number(1, _DIMENSIONS))]
-            size = 8
-            for length in shape:
-                size *= length
-            if size > _RELEASE_LIMIT or name in tables:
+            size = 8 * math.prod(shape)
+            # An empty table could still claim more rows than an array can have.
+            if 8 * math.prod(max(length, 1) for length in shape) > _RELEASE_LIMIT or name in tables:
                 raise SessionRefused("A release holds a table that is too large, or one twice.")
             tables[name] = np.frombuffer(reader.take(size), dtype="<f8").reshape(shape).astype(np.float64)
         return cls(label, tables, about)
