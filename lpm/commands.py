@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lpm import console
 from lpm.checkpoint import CheckpointStore
@@ -22,6 +23,7 @@ from lpm.scenario import Scenario, load
 
 if TYPE_CHECKING:
     from lpm.evidence import Evidence
+    from lpm.flame.model import Model
     from lpm.variational import LocalBackend
 
 # The simulator and the plots are imported where they are used: the launcher of a federation needs neither.
@@ -62,7 +64,7 @@ def simulate_command(options: Options) -> dict[str, Any]:
 
 
 def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str, Any] | None) -> dict[str, Any]:
-    from lpm.local import resolve_estimator, simulate
+    from lpm.local import simulate
     from lpm.results import label_outputs, write_simulation
     from lpm.simulation import Keeper
 
@@ -75,9 +77,7 @@ def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str
     gradient = options.gradient or "none"
     theta = np.array([[values[parameter.name] for parameter in model.parameters]])
     seed = options.seed or 0
-    gradient, audit = resolve_estimator(
-        model, theta, gradient, steps=scenario.steps, seed=seed, step=scenario.gradient.step
-    )
+    chosen = _choose_gradient(run, model, theta, gradient, scenario, seed)
     start = int(found["step"]) if found else 0
     with console.progress("Simulating", scenario.steps, start) as advance:
         result = simulate(
@@ -85,7 +85,7 @@ def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str
             values,
             steps=scenario.steps,
             seed=seed,
-            gradient=gradient,
+            gradient=chosen,
             step=scenario.gradient.step,
             keeper=Keeper(options.checkpoint_every or 0, lambda state: store.save(state, state["step"]), found),
             progress=lambda done, of: advance(),
@@ -94,7 +94,6 @@ def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str
         executor=result.executor,
         timings={"building_s": built - began, "computing_s": time.monotonic() - built},
         peak_memory_mb={"lpm": peak_memory_mb()},
-        gradient={"estimator": result.estimator, "reason": audit.reason if audit else "as asked"},
     )
     names = list(scenario.outputs)
     words = result.words[:, : len(names), 0]
@@ -112,6 +111,22 @@ def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str
     )
     run.update(status="done")
     return summary
+
+
+def _choose_gradient(
+    run: Run, model: Model, theta: NDArray[np.float64], gradient: str, scenario: Scenario, seed: int
+) -> str:
+    """The estimator of a run, which it keeps when it is resumed: an audit depends on the clock."""
+    from lpm.analysis.audit import resolve_estimator
+
+    kept = run.record().get("gradient")
+    if isinstance(kept, dict):
+        return str(kept["estimator"])
+    chosen, audit = resolve_estimator(
+        model, theta, gradient, steps=scenario.steps, seed=seed, step=scenario.gradient.step
+    )
+    run.update(gradient={"estimator": chosen, "reason": audit.reason if audit else "as asked"})
+    return chosen
 
 
 def calibrate_command(options: Options) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Estimators of derivatives behind one argument, `gradient=`: the tangent, finite differences, and none.
+"""Estimators of derivatives behind one argument, `gradient=`, and the registry of what each of them can do.
 
 `fd` runs each draw at θ ± h with the same random numbers (common random numbers), all lanes in one run; it is right
 for any model and noisy. `tangent` propagates the derivative of the conditional expectation; it has little noise, is
 right in dense mixing and badly wrong where people meet the same few others again and again. `auto`
-(`lpm.analysis.audit`) decides.
+(`lpm.analysis.audit`) measures them on the model at hand and decides.
 """
 
 from __future__ import annotations
@@ -22,10 +22,84 @@ from lpm.options import GRADIENTS
 from lpm.parameters import Parameter
 from lpm.worlds.world import World
 
-__all__ = ["ESTIMATORS", "Differences", "Evaluation", "differences", "evaluate"]
+__all__ = [
+    "ESTIMATORS",
+    "REGISTRY",
+    "Differences",
+    "Estimator",
+    "Evaluation",
+    "differences",
+    "evaluate",
+    "require_estimator",
+    "to_lanes",
+]
 
 ESTIMATORS = tuple(name for name in GRADIENTS if name != "auto")
 """Names that `evaluate` takes; `auto` is resolved to one of them before."""
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """What one way of differentiating can do.
+
+    Attributes:
+        name: as `gradient=` calls it.
+        what: a few words for tables.
+        modes: "forward", and "reverse" where a scalar's gradient by any number of parameters costs one pass back.
+        refuses: why it can't differentiate a model, or None if it can.
+        biased: whether it is known to be wrong and stands here for comparison only; `auto` never takes it.
+    """
+
+    name: str
+    what: str
+    modes: tuple[str, ...] = ("forward",)
+    refuses: Callable[[Model], str | None] = lambda model: None
+    biased: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name wherever it is shown: one that is known to be wrong says so."""
+        return f"{self.name} (biased)" if self.biased else self.name
+
+
+REGISTRY: Mapping[str, Estimator] = {
+    each.name: each
+    for each in (
+        Estimator("fd", "central differences with common random numbers"),
+        Estimator("tangent", "derivative of the conditional expectation of each decision", ("forward", "reverse")),
+    )
+}
+"""All estimators by name; the audit tries each, and `fd` is what the others are measured against."""
+
+
+def require_estimator(name: str, model: Model | None = None, mode: str = "forward") -> None:
+    """Refuse an estimator that can't do what is asked, before any work.
+
+    Args:
+        name: one of `ESTIMATORS`.
+        model: what it is to differentiate, if known.
+        mode: "forward" or "reverse".
+
+    Raises:
+        InputError: naming the estimator, what it can't do, and what to use instead.
+    """
+    if name not in ESTIMATORS:
+        raise InputError(f"The gradient is {name!r}: one of auto, {', '.join(ESTIMATORS)}.")
+    if mode not in ("forward", "reverse"):
+        raise InputError(f"The mode is {mode!r}: forward or reverse.")
+    if mode == "reverse" and mode not in (REGISTRY[name].modes if name in REGISTRY else ()):
+        able = " or ".join(f"gradient={each.name}" for each in REGISTRY.values() if mode in each.modes)
+        raise InputError(f"The estimator {name} has no reverse mode.", f"Use mode=forward, or {able}.")
+    reason = REGISTRY[name].refuses(model) if name in REGISTRY and model is not None else None
+    if reason is not None and model is not None:
+        able = " or ".join(
+            each.name
+            for each in REGISTRY.values()
+            if mode in each.modes and not each.biased and each.refuses(model) is None
+        )
+        raise InputError(
+            f"The estimator {name} can't differentiate this model: {reason}.", f"Use gradient={able or 'none'}."
+        )
 
 
 @dataclass(frozen=True)
@@ -118,10 +192,10 @@ def evaluate(
     Args:
         model: this shard.
         theta: draws [K, P].
-        estimator: "none", "fd" or "tangent".
+        estimator: one of `ESTIMATORS`.
         steps: T.
         seed: of this shard.
-        mode: "forward", or "reverse" (tangent only), which needs `cotangent`.
+        mode: "forward", or "reverse" (where the estimator has it), which needs `cotangent`.
         step: of finite differences, relative.
         cotangent: outputs [T, O, K] → cotangents [B, T, O, K].
         world: who adds up.
@@ -131,14 +205,9 @@ def evaluate(
         trajectory: see `simulation.run`.
 
     Raises:
-        InputError: for an unknown estimator or mode.
+        InputError: for an unknown estimator or mode, or one that can't differentiate this model.
     """
-    if estimator not in ESTIMATORS:
-        raise InputError(f"The gradient is {estimator!r}: one of auto, {', '.join(ESTIMATORS)}.")
-    if mode not in ("forward", "reverse"):
-        raise InputError(f"The mode is {mode!r}: forward or reverse.")
-    if mode == "reverse" and estimator != "tangent":
-        raise InputError(f"The estimator {estimator} has no reverse mode.", "Use mode=forward, or gradient=tangent.")
+    require_estimator(estimator, model, mode)
     common: dict[str, Any] = {
         "steps": steps,
         "seed": seed,

@@ -10,13 +10,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from lpm.analysis.audit import Audit, audit_gradients
-from lpm.errors import InputError
-from lpm.estimators import Evaluation, evaluate, to_lanes
+from lpm.analysis.audit import Audit, resolve_estimator
+from lpm.estimators import REGISTRY, Evaluation, evaluate, require_estimator, to_lanes
 from lpm.flame.model import Model
 from lpm.simulation import Keeper
 
-__all__ = ["Simulation", "resolve_estimator", "simulate", "to_dataset"]
+__all__ = ["Simulation", "simulate", "to_dataset"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +71,6 @@ def to_dataset(
     return xr.Dataset(variables, coords=coords)
 
 
-def resolve_estimator(
-    model: Model, theta: NDArray[np.float64], gradient: str, *, steps: int, seed: int, step: float = 0.02
-) -> tuple[str, Audit | None]:
-    """`auto` becomes what the audit of this model at the first draw chooses; any other name stays."""
-    if gradient != "auto":
-        return gradient, None
-    audit = audit_gradients(model, theta[0], steps=steps, seed=seed, step=step)
-    return audit.chosen, audit
-
-
 def simulate(
     model: Model,
     params: Mapping[str, Any] | None = None,
@@ -102,8 +91,8 @@ def simulate(
         params: parameter name → value, or K values for K draws that share their random numbers.
         steps: number of steps (days).
         seed: of all random numbers.
-        gradient: "none", "fd", "tangent", or "auto" (an audit on this model chooses).
-        mode: "forward", or "reverse" (tangent only; one pass back for every output and step).
+        gradient: "none", an estimator of `lpm.estimators.REGISTRY`, or "auto" (an audit on this model chooses).
+        mode: "forward", or "reverse" (one pass back for every output and step, where the estimator has it).
         step: of finite differences, relative to the parameter.
         executor: "auto", "reference" or "cpu".
         keeper: checkpoints.
@@ -118,14 +107,11 @@ def simulate(
     Guarantee: for one seed the outputs are the same to the bit for any executor and order of agents.
     """
     theta = to_lanes(model.parameters, params or {})
-    estimator, audit = resolve_estimator(model, theta, gradient, steps=steps, seed=seed, step=step)
-    if mode == "reverse" and estimator != "tangent":
-        if gradient == "auto":
-            mode = "forward"
-        else:
-            raise InputError(
-                f"The estimator {estimator} has no reverse mode.", "Use mode=forward, or gradient=tangent."
-            )
+    if gradient != "auto":
+        require_estimator(gradient, model, mode)
+    estimator, audit = resolve_estimator(model, theta, gradient, steps=steps, seed=seed, step=step, mode=mode)
+    if estimator in REGISTRY and mode not in REGISTRY[estimator].modes:
+        mode = "forward"  # what the audit chose has no other
     result = evaluate(
         model,
         theta,

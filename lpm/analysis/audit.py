@@ -1,56 +1,38 @@
-"""The gradient audit: bias, noise and cost of an estimator against finite differences, on the very scenario.
+"""The gradient audit: bias, noise, cost and signs of every estimator against finite differences, on the very model.
 
-No estimator is trusted unseen. Both run with the same seeds, so that their difference is less noisy than either; the
-measure is the relative L1 distance over steps and outputs of the mean derivative of cumulative outputs.
+All run with the same seeds, so that differences are less noisy than either; what is compared is the derivative of
+cumulative outputs, over steps and outputs. `lpm.judge` measures and rules; here are the runs, and the clock.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from lpm.errors import InputError
-from lpm.estimators import evaluate
+from lpm.estimators import REGISTRY, evaluate, to_lanes
 from lpm.flame.model import Model
+from lpm.judge import ACQUIT_AFTER, REFERENCE, Verdict, choose, compare, rule, still_worth
 
-__all__ = ["LIMIT", "Audit", "Verdict", "audit_gradients", "judge"]
-
-LIMIT = 0.10
-"""Bias beyond which no estimator is used without a warning."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is known of one estimator.
-
-    Attributes:
-        estimator: its name.
-        bias: relative L1 distance of its mean from that of `fd`, worst parameter.
-        uncertainty: standard error of `bias`.
-        sd: standard deviation of one run relative to the size of the mean, worst parameter.
-        seconds: a run's time relative to a plain one.
-    """
-
-    estimator: str
-    bias: float
-    uncertainty: float
-    sd: float
-    cost: float
+__all__ = ["Audit", "audit_gradients", "resolve_estimator"]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The outcome: `chosen`, why, and the figures.
+    """The outcome: what to use, why, and the figures.
 
     Attributes:
         chosen: the estimator to use.
         reason: one sentence.
-        verdicts: figures of each estimator.
-        seeds: how many runs of each.
+        verdicts: figures of each estimator, the reference `fd` first.
+        seeds: how many runs of `fd`.
     """
 
     chosen: str
@@ -58,97 +40,166 @@ class Audit:
     verdicts: tuple[Verdict, ...]
     seeds: int
 
+    def verdict(self, estimator: str) -> Verdict:
+        """The figures of one estimator."""
+        return next(each for each in self.verdicts if each.estimator == estimator)
 
-def judge(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Compare an estimator's derivatives with the reference's, seed by seed.
+    def table(self) -> pd.DataFrame:
+        """One row per estimator.
 
-    Args:
-        candidate: [seeds, X, P], X being steps × outputs.
-        reference: the same of finite differences.
-
-    Returns:
-        bias, its standard error, and the relative sd of one run of candidate and of reference; each of the parameter
-        with the largest bias.
-    """
-    seeds = candidate.shape[0]
-    size = np.abs(reference.mean(0)).sum(0)
-    size = np.where(size > 0, size, np.inf)
-
-    def relative(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.abs(rows.mean(0)).sum(0) / size)
-
-    difference = candidate - reference
-    bias = relative(difference)
-    if seeds > 1:
-        # Jackknife: leave one seed out at a time; it also takes off the upward bias that noise gives an absolute value.
-        left = np.stack([relative(np.delete(difference, k, axis=0)) for k in range(seeds)])
-        bias = np.maximum(seeds * bias - (seeds - 1) * left.mean(0), 0.0)
-        error = np.sqrt((seeds - 1) * left.var(0))
-        spread = [rows.std(0, ddof=1).sum(0) / size for rows in (candidate, reference)]
-    else:
-        error, spread = np.full(bias.shape, np.inf), [np.full(bias.shape, np.nan)] * 2
-    worst = int(np.argmax(bias)) if bias.size else 0
-    return float(bias[worst]), float(error[worst]), float(spread[0][worst]), float(spread[1][worst])
+        Returns:
+            Columns `estimator`, `label` (says where it is known to be biased), `ruling`, `bias` and `bias_se` (relative
+            L1 on cumulative outputs, worst parameter), `sd` (of one run, relative), `cost` (time relative to a plain
+            run), `effort` (cost × sd²: time for a given precision), `wrong_signs` of `clear_signs`, `runs`, `note`,
+            `chosen`.
+        """
+        return pd.DataFrame(
+            [
+                {
+                    "estimator": each.estimator,
+                    "label": REGISTRY[each.estimator].label,
+                    "ruling": each.ruling,
+                    "bias": each.bias,
+                    "bias_se": each.uncertainty,
+                    "sd": each.sd,
+                    "cost": each.cost,
+                    "effort": each.effort if np.isfinite(each.effort) else np.nan,
+                    "wrong_signs": each.wrong_signs,
+                    "clear_signs": each.clear,
+                    "runs": each.runs,
+                    "note": each.note,
+                    "chosen": each.estimator == self.chosen,
+                }
+                for each in self.verdicts
+            ]
+        )
 
 
 def audit_gradients(
     model: Model,
-    theta: NDArray[np.float64],
+    params: Mapping[str, Any] | NDArray[np.float64] | None = None,
     *,
     steps: int,
-    seed: int,
+    seed: int = 0,
     seeds: int = 24,
+    estimators: Sequence[str] | None = None,
     step: float = 0.02,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
-    """Audit `tangent` against `fd` and choose.
+    """Measure every estimator that the model supports against `fd`, and recommend one.
 
     Args:
         model: a model whose people are all in this process.
-        theta: one parameter vector [P].
+        params: parameter name → value, or one vector in the model's order [P].
         steps: T.
         seed: of the first run.
-        seeds: at most so many runs of each; fewer if the answer is clear before.
+        seeds: at most so many runs of each; an estimator's end once its answer is clear.
+        estimators: names to try beside `fd`; all there are by default.
         step: of finite differences, relative.
         progress: called with (runs done, runs).
 
     Returns:
-        The choice: `tangent` only if its bias was shown to be below `LIMIT`.
+        The table of figures and the recommendation: the estimator that needs the least time for the same precision,
+        among `fd` and those whose bias is shown to be below a tenth.
+
+    Raises:
+        InputError: for a model without parameters, an unknown estimator, or fewer than 2 seeds.
     """
-    theta = np.atleast_2d(theta)
+    theta = np.atleast_2d(to_lanes(model.parameters, params or {}) if not isinstance(params, np.ndarray) else params)
     if not model.parameters:
         raise InputError("The model has no parameters to differentiate by.")
-    took = {"none": 0.0, "fd": 0.0, "tangent": 0.0}
-    rows: dict[str, list[NDArray[np.float64]]] = {"fd": [], "tangent": []}
+    if theta.shape != (1, len(model.parameters)):
+        raise InputError("A gradient audit is made at one value of each parameter.")
+    if seeds < 2:
+        raise InputError(f"seeds is {seeds}: a whole number from 2, for a bias needs a standard error.")
+    names = [name for name in (REGISTRY if estimators is None else estimators) if name != REFERENCE]
+    unknown = [name for name in names if name not in REGISTRY]
+    if unknown:
+        raise InputError(f"There is no estimator {unknown[0]!r}: there are {', '.join(REGISTRY)}.")
+    found: dict[str, Verdict] = {}
+    for name in names:
+        reason = REGISTRY[name].refuses(model)
+        known = "for comparison only" if REGISTRY[name].biased else ""
+        found[name] = Verdict(
+            name,
+            ruling="open" if reason is None else "not supported",
+            note=reason or known,
+            eligible=reason is None and not REGISTRY[name].biased,
+        )
+    rows: dict[str, list[NDArray[np.float64]]] = {REFERENCE: [], **{name: [] for name in names}}
+    took: dict[str, list[float]] = {"none": [], **{name: [] for name in rows}}
 
-    def once(estimator: str, k: int) -> NDArray[np.float64] | None:
+    def once(estimator: str, k: int) -> None:
         began = time.perf_counter()
         result = evaluate(model, theta, estimator=estimator, steps=steps, seed=(seed + k) % 2**64, step=step)
-        took[estimator] += time.perf_counter() - began
-        if result.derivative is None:
-            return None
-        return np.cumsum(result.derivative[:, :, 0, :], axis=0).reshape(-1, len(model.parameters))
+        took[estimator].append(time.perf_counter() - began)
+        if result.derivative is not None:
+            cumulative = np.cumsum(result.derivative[:, :, 0, :], axis=0)
+            rows[estimator].append(cumulative.reshape(-1, len(model.parameters)))
 
-    bias, error, spread, noise = np.inf, np.inf, np.nan, np.nan
+    def cost(estimator: str) -> float:
+        # Medians: the first run compiles, and a machine is never idle for long.
+        return median(took[estimator]) / max(median(took["none"]), 1e-9)
+
+    evaluate(model, theta, estimator="none", steps=1, seed=seed)  # compiles
+    reference = Verdict(REFERENCE, ruling="reference")
     for k in range(seeds):
+        open_ones = [name for name in names if found[name].ruling == "open"]
+        if not open_ones and k >= ACQUIT_AFTER:
+            break
         once("none", k)
-        for estimator in rows:
-            found = once(estimator, k)
-            assert found is not None
-            rows[estimator].append(found)
+        once(REFERENCE, k)
+        own = compare(np.stack(rows[REFERENCE]), np.stack(rows[REFERENCE]))
+        reference = Verdict(REFERENCE, 0.0, 0.0, own.sd, cost(REFERENCE), 0, own.clear, k + 1, "reference")
+        for name in open_ones:
+            once(name, k)
+            seen = compare(np.stack(rows[name]), np.stack(rows[REFERENCE]))
+            verdict = Verdict(
+                name,
+                seen.bias,
+                seen.uncertainty,
+                seen.sd,
+                cost(name),
+                seen.wrong_signs,
+                seen.clear,
+                k + 1,
+                rule(seen, k + 1, most=seeds),
+                found[name].note,
+                found[name].eligible,
+            )
+            if verdict.ruling == "open" and not still_worth(verdict, reference):
+                verdict = Verdict(**{**vars(verdict), "ruling": "not pursued"})
+            found[name] = verdict
         if progress is not None:
             progress(k + 1, seeds)
-        if k >= 3:
-            bias, error, spread, noise = judge(np.stack(rows["tangent"]), np.stack(rows["fd"]))
-            if bias - 3 * error > LIMIT or bias + 3 * error < LIMIT:
-                break
-    runs = len(rows["fd"])
-    cost = {name: seconds / max(took["none"], 1e-9) for name, seconds in took.items()}
-    verdicts = (Verdict("tangent", bias, error, spread, cost["tangent"]), Verdict("fd", 0.0, 0.0, noise, cost["fd"]))
-    if bias + 2 * error < LIMIT:
-        return Audit("tangent", f"the tangent's bias is {bias:.3f} ± {error:.3f}, below {LIMIT}", verdicts, runs)
-    if bias - 2 * error > LIMIT:
-        return Audit("fd", f"the tangent's bias is {bias:.3g} ± {error:.2g}, beyond {LIMIT}", verdicts, runs)
-    return Audit(
-        "fd", f"the tangent's bias ({bias:.2g} ± {error:.2g}) was not shown to be below {LIMIT}", verdicts, runs
-    )
+    verdicts = (reference, *found.values())
+    chosen, reason = choose(verdicts)
+    return Audit(chosen, reason, verdicts, reference.runs)
+
+
+def resolve_estimator(
+    model: Model,
+    theta: NDArray[np.float64],
+    gradient: str,
+    *,
+    steps: int,
+    seed: int,
+    step: float = 0.02,
+    mode: str = "forward",
+) -> tuple[str, Audit | None]:
+    """`auto` becomes what the audit of this model at the first draw chooses; any other name stays.
+
+    Args:
+        model: with all its people.
+        theta: draws [K, P].
+        gradient: "auto", or an estimator.
+        steps: T.
+        seed: of the first run.
+        step: of finite differences, relative.
+        mode: only estimators that have it are candidates, and `fd`.
+    """
+    if gradient != "auto":
+        return gradient, None
+    candidates = [each.name for each in REGISTRY.values() if not each.biased and mode in each.modes]
+    audit = audit_gradients(model, theta[0], steps=steps, seed=seed, step=step, estimators=candidates)
+    return audit.chosen, audit

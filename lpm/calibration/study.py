@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 from typing import Protocol as Contract
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lpm import judge
 from lpm.calibration.gvi import Fit, GviState, IterationRecord, fit
 from lpm.calibration.priors import Prior
 from lpm.parameters import Parameter
@@ -28,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 AUDIT, PRIOR, POSTERIOR = 1 << 40, 2 << 40, 3 << 40
 """Numbers of the first audit run, the prior forecast and the posterior forecast; iteration i is run i."""
-
-LIMIT = 0.10
-"""Bias of the gradient beyond which an estimator is not used."""
 
 
 class Backend(Contract):
@@ -53,7 +53,10 @@ class Backend(Contract):
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for; see `gvi.fit`. `iterations` is the most: a fit ends once it has converged."""
+    """What is asked for; see `gvi.fit`. `iterations` is the most: a fit ends once it has converged.
+
+    `candidates` are the estimators that `auto` tries beside finite differences.
+    """
 
     iterations: int
     draws: int
@@ -62,6 +65,7 @@ class Settings:
     seed: int
     gradient: str = "auto"
     audit_runs: int = 4
+    candidates: tuple[str, ...] = ("tangent",)
 
 
 @dataclass(frozen=True)
@@ -116,15 +120,13 @@ class Study:
                 found.insert(0, f"FORECAST NO BETTER than {' and '.join(better)} on the held-out days.")
             else:
                 found.append("The forecast of the held-out days beats the prior and persistence.")
-        if self.choice.bias > LIMIT and self.choice.estimator == "tangent":
-            found.insert(0, f"GRADIENT BIASED by {self.choice.bias:.0%}.")
         return " ".join(found)
 
 
 def choose(parameters: Sequence[Parameter], backend: Backend, settings: Settings) -> Choice:
-    """Audit the tangent against finite differences, both as gradients of the loss, at draws near the prior's centre.
+    """Audit the candidates against finite differences, as gradients of the loss, at draws near the prior's centre.
 
-    Both use the same random numbers, so that their difference is less noisy than either.
+    All use the same random numbers, so that differences are less noisy than either; `lpm.judge` rules.
     """
     if settings.gradient != "auto":
         return Choice(settings.gradient, "as asked")
@@ -132,40 +134,43 @@ def choose(parameters: Sequence[Parameter], backend: Backend, settings: Settings
     generator = torch.Generator().manual_seed(derive(settings.seed, "audit") >> 1)
     u = 0.3 * torch.randn((settings.audit_runs, len(parameters)), generator=generator, dtype=torch.float64)
     thetas, slopes = prior.to_parameter(u).numpy(), prior.slope(u).numpy()
-    rows: dict[str, list[NDArray[np.float64]]] = {"fd": [], "tangent": []}
-    bias = error = float("nan")
+    rows: dict[str, list[NDArray[np.float64]]] = {judge.REFERENCE: [], **{name: [] for name in settings.candidates}}
+    took: dict[str, list[float]] = {name: [] for name in rows}
+    found = {name: judge.Verdict(name) for name in settings.candidates}
+    reference = judge.Verdict(judge.REFERENCE, ruling="reference")
     for k in range(settings.audit_runs):
         theta, scale = thetas[k : k + 1], slopes[k : k + 1]
-        for estimator, found in rows.items():
+        open_ones = [name for name in settings.candidates if found[name].ruling == "open"]
+        if not open_ones:
+            break
+        for estimator in (judge.REFERENCE, *open_ones):
+            began = time.perf_counter()
             # An estimator is as biased in the mean of several simulations as in one, which costs less.
             gradient = backend.evaluate(theta, AUDIT + k, estimator, replicates=1)[1]
-            # In the prior's standard-normal space, so that parameters of different units weigh alike.
-            found.append(gradient * scale)
-        reference, difference = np.stack(rows["fd"]), np.stack(rows["tangent"]) - np.stack(rows["fd"])
-        size = np.abs(reference.mean(0)).sum()
-        bias = float(np.abs(difference.mean(0)).sum() / size)
-        if k == 0:
-            # Both runs share their random numbers: a distance larger than the gradient itself is no chance.
-            if not np.isfinite(bias) or bias > 1.0:
-                return Choice(
-                    "fd", f"the tangent differs by {bias:.0%} of the gradient in one paired run", bias, bias, 1
-                )
-            continue
-        error = float(np.abs(difference.std(0, ddof=1)).sum() / size / np.sqrt(k + 1))
-        if not np.isfinite(bias) or bias - 2 * error > LIMIT:
-            return Choice(
-                "fd", f"the tangent's bias is {bias:.2g} ± {error:.1g}, beyond {LIMIT:.0%}", bias, error, k + 1
+            took[estimator].append(time.perf_counter() - began)
+            # In the prior's standard-normal space, so that parameters of different units weigh alike: one vector,
+            # whose distances are measured as a whole.
+            rows[estimator].append((gradient * scale).reshape(-1, 1))
+        known = np.stack(rows[judge.REFERENCE])
+        usual = median(took[judge.REFERENCE])
+        reference = judge.Verdict(
+            judge.REFERENCE, 0.0, 0.0, judge.compare(known, known).sd, 1.0, runs=k + 1, ruling="reference"
+        )
+        for name in open_ones:
+            seen = judge.compare(np.stack(rows[name]), known)
+            found[name] = judge.Verdict(
+                name,
+                seen.bias,
+                seen.uncertainty,
+                seen.sd,
+                median(took[name]) / max(usual, 1e-9),
+                runs=k + 1,
+                ruling=judge.rule(seen, k + 1, most=settings.audit_runs, convict_after=1),
             )
-        # Two pairs can convict: a standard error from so few is too uncertain to acquit.
-        if k + 1 == settings.audit_runs and bias + 2 * error < LIMIT:
-            return Choice("tangent", f"the tangent's bias is {bias:.2g} ± {error:.1g}", bias, error, k + 1)
-    return Choice(
-        "fd",
-        f"the tangent's bias ({bias:.2g} ± {error:.1g}) was not shown to be below {LIMIT:.0%}",
-        bias,
-        error,
-        settings.audit_runs,
-    )
+    estimator, reason = judge.choose((reference, *found.values()))
+    # Of the estimator that was taken, or else of the one that came nearest.
+    shown = found.get(estimator) or min(found.values(), key=lambda each: each.bias, default=reference)
+    return Choice(estimator, reason, shown.bias, shown.uncertainty, reference.runs)
 
 
 @dataclass

@@ -1,0 +1,195 @@
+"""The judge of gradient estimators: one measure, one limit and one rule of choice for every audit (paper, eq. 11).
+
+No estimator is trusted unseen. A candidate and the reference (`fd`, central differences with common random numbers)
+run with the same seeds, so that their difference is less noisy than either. `lpm.analysis.audit` brings derivatives of
+outputs, `lpm.calibration.study` gradients of a loss; neither knows the other, and both are judged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LIMIT", "REFERENCE", "Figures", "Verdict", "choose", "compare", "rule", "still_worth"]
+
+LIMIT = 0.10
+"""Bias beyond which no estimator is used without a warning."""
+
+REFERENCE = "fd"
+"""The yardstick, and what is used where nothing else is shown to be true."""
+
+ACQUIT_AFTER = 4
+"""Pairs of runs from which on a bias can be shown to be small: a standard error from fewer is too uncertain."""
+
+_CLEAR = 5.0
+"""Standard errors by which a derivative of the reference must differ from 0 for its sign to count."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """An estimator against the reference.
+
+    Attributes:
+        bias: relative L1 distance of the mean derivative from the reference's, of the worst parameter.
+        uncertainty: standard error of `bias`.
+        sd: standard deviation of one run relative to the size of the mean, root mean square over parameters.
+        wrong_signs: derivatives with the other sign than the reference's, where that is clear (5 standard errors).
+        clear: how many are.
+    """
+
+    bias: float
+    uncertainty: float
+    sd: float
+    wrong_signs: int = 0
+    clear: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of one estimator.
+
+    Attributes:
+        estimator: its name.
+        bias: see `Figures`.
+        uncertainty: see `Figures`.
+        sd: see `Figures`.
+        cost: time of a run relative to a plain one (in a calibration: to one of `fd`).
+        wrong_signs: see `Figures`.
+        clear: see `Figures`.
+        runs: pairs of runs.
+        ruling: "true" (its bias is shown to be below `LIMIT`), "biased" (above), "open", "reference", "not pursued"
+            (it needs far more time than another for the same precision), or "not supported".
+        note: why it is not supported, or what it is good for.
+        eligible: whether `auto` may choose it at all.
+    """
+
+    estimator: str
+    bias: float = float("nan")
+    uncertainty: float = float("nan")
+    sd: float = float("nan")
+    cost: float = float("nan")
+    wrong_signs: int = 0
+    clear: int = 0
+    runs: int = 0
+    ruling: str = "open"
+    note: str = ""
+    eligible: bool = True
+
+    @property
+    def effort(self) -> float:
+        """Time for a given precision: cost × variance of one run; infinite where either is unknown."""
+        value = self.cost * self.sd**2
+        return float(value) if np.isfinite(value) else float("inf")
+
+    def words(self) -> str:
+        """The bias for people."""
+        return f"{self.bias:.2g} ± {self.uncertainty:.1g}"
+
+
+def compare(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> Figures:
+    """Compare derivatives of the same seeds.
+
+    Args:
+        candidate: [seeds, X, P], X being what is differentiated (steps × outputs).
+        reference: the same of the reference.
+    """
+    seeds = candidate.shape[0]
+    size = np.abs(reference.mean(0)).sum(0)
+    size = np.where(size > 0, size, np.inf)
+
+    def relative(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.abs(rows.mean(0)).sum(0) / size)
+
+    difference = candidate - reference
+    bias = relative(difference)
+    if not np.isfinite(bias).all():
+        return Figures(float("inf"), float("inf"), float("inf"))
+    if seeds == 1:
+        return Figures(float(bias.max(initial=0.0)), float("inf"), float("nan"))
+    # Jackknife: leave one seed out at a time; it also takes off the upward bias that noise gives an absolute value.
+    left = np.stack([relative(np.delete(difference, k, axis=0)) for k in range(seeds)])
+    bias = np.maximum(seeds * bias - (seeds - 1) * left.mean(0), 0.0)
+    error = np.sqrt((seeds - 1) * left.var(0))
+    spread = candidate.std(0, ddof=1).sum(0) / size
+    mean = reference.mean(0)
+    clear = np.abs(mean) > _CLEAR * reference.std(0, ddof=1) / np.sqrt(seeds)
+    wrong = clear & (np.sign(candidate.mean(0)) != np.sign(mean))
+    worst = int(np.argmax(bias)) if bias.size else 0
+    return Figures(
+        float(bias[worst]),
+        float(error[worst]),
+        float(np.sqrt(np.mean(spread**2))),
+        int(wrong.sum()),
+        int(clear.sum()),
+    )
+
+
+def rule(found: Figures, runs: int, *, most: int, convict_after: int = ACQUIT_AFTER) -> str:
+    """What so many pairs of runs show: "true", "biased" or "open".
+
+    Args:
+        found: the comparison.
+        runs: pairs so far.
+        most: pairs at which the audit ends: there two standard errors decide, before that three.
+        convict_after: pairs from which on a bias can be shown to be large. After a single pair only a distance larger
+            than the gradient itself is no chance.
+    """
+    margin = 2.0 if runs >= most else 3.0
+    if not np.isfinite(found.bias):
+        return "biased"
+    if runs >= convict_after:
+        if runs == 1 and found.bias > 1.0:
+            return "biased"
+        if runs > 1 and found.bias - margin * found.uncertainty > LIMIT:
+            return "biased"
+    if runs >= ACQUIT_AFTER and found.bias + margin * found.uncertainty < LIMIT:
+        return "true"
+    return "open"
+
+
+def still_worth(candidate: Verdict, reference: Verdict) -> bool:
+    """Whether an estimator could still be chosen: not if it needs many times the reference's time."""
+    return not (candidate.runs >= ACQUIT_AFTER and candidate.effort > 8.0 * reference.effort)
+
+
+def choose(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    """The estimator to use, and why.
+
+    Args:
+        verdicts: of all estimators, the reference among them.
+
+    Returns:
+        The name of the one that needs least time for the same precision, among the reference and those whose bias is
+        shown to be below `LIMIT`; and one sentence.
+    """
+    reference = next(each for each in verdicts if each.estimator == REFERENCE)
+    true = [each for each in verdicts if each.ruling == "true" and each.eligible]
+    best = min([reference, *true], key=lambda each: each.effort)
+    if best is not reference:
+        gain = reference.effort / best.effort if best.effort > 0 else float("inf")
+        return best.estimator, (
+            f"the bias of {best.estimator} is {best.words()}, below {LIMIT:.0%}, and for the same precision it needs "
+            f"{1 / gain:.2g} of the time of {REFERENCE}"
+        )
+    judged = [each for each in verdicts if each.eligible and each is not reference and each.runs]
+    parts = []
+    for each in judged:
+        if each.ruling == "true":
+            parts.append(
+                f"{each.estimator} is true ({each.words()}) but needs {each.effort / reference.effort:.2g} times the "
+                f"time for the same precision"
+                if reference.effort > 0
+                else f"{each.estimator} is true ({each.words()}) but not better"
+            )
+        elif each.ruling == "biased":
+            parts.append(f"the bias of {each.estimator} is {each.words()}, beyond {LIMIT:.0%}")
+        elif each.ruling == "not pursued":
+            parts.append(
+                f"{each.estimator} needs {each.effort / reference.effort:.2g} times the time for the same precision"
+            )
+        else:
+            parts.append(f"the bias of {each.estimator} ({each.words()}) was not shown to be below {LIMIT:.0%}")
+    return REFERENCE, "; ".join(parts) or "no other estimator supports the model"
