@@ -190,13 +190,22 @@ class _Reader:
         weights = np.broadcast_to(thin, (spec.class_count,)) * model.population.weight
         ring.require_headroom(f"the output {name}", model.population.agents, float(np.abs(weights).max(initial=0.0)))
         self.key = f"{contagion.name}.{output.kind}"
+        # In a shard of many institutions, an output that is one's own looks at its few classes alone.
+        counted = np.flatnonzero(weights)
+        few = counted.size < weights.size
+        self.at = (np.array(self.rows)[:, None], counted[None, :]) if few else self.rows
+        weights = weights[counted] if few else weights
         self.words = torch.from_numpy(ring.encode(weights))[:, None]
         self.weights = torch.from_numpy(weights.copy())[:, None]
 
     def soft(self, records: Mapping[str, Tensor]) -> Tensor:
-        return (records[self.key][self.rows].sum(0).to(torch.float64) * self.weights).sum(0)
+        return self._weighed(records[self.key][self.at].sum(0))
+
+    def _weighed(self, people: Tensor) -> Tensor:
+        return (people.to(torch.float64) * self.weights).sum(0)
 
     def read(self, records: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        words = (records[self.key][self.rows].detach().sum(0).to(torch.int64) * self.words).sum(0)
+        people = records[self.key][self.at].sum(0)
+        words = (people.detach().to(torch.int64) * self.words).sum(0)
         hard = words.to(torch.float64) * 2.0**-ring.FRACTION_BITS
-        return words, attach(hard, self.soft(records))
+        return words, attach(hard, self._weighed(people))
