@@ -23,7 +23,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from lpm import cli_oversight
+from lpm import cli_bench, cli_oversight
 from lpm.errors import InputError, Interrupted, LpmError
 from lpm.options import GRADIENTS, Options, parse_settings
 
@@ -95,6 +95,7 @@ app = typer.Typer(
 keys = typer.Typer(help="Make the keys a federation needs.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 cli_oversight.register(app)
+cli_bench.register(app)
 
 Scenario = Annotated[Path, typer.Argument(metavar="SCENARIO", help="The scenario's folder.", show_default=False)]
 Steps = Annotated[int | None, typer.Option(click_type=_Number(1), metavar="DAYS", help="Days to simulate.")]

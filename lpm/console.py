@@ -202,6 +202,19 @@ def checks(found: Sequence[tuple[str, str, str, str]]) -> None:
     console.print(Text(last + (f" {counts['warn']} to know of." if counts["warn"] else ""), style="bold"))
 
 
+def measured(found: Mapping[str, Any]) -> None:
+    """Show figures by name on standard output; a list is shown on one line.
+
+    Args:
+        found: name → number, or list of numbers.
+    """
+    table = _table("measured", "")
+    for name, value in found.items():
+        numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        table.add_row(_words(name), "  ".join(format_number(number) for number in numbers))
+    Console(highlight=False).print(table)
+
+
 def _table(*columns: str) -> Table:
     table = Table(header_style="dim", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):

@@ -1,0 +1,1 @@
+"""Reference workloads and what they cost on this machine: `lpm bench`."""

@@ -1,0 +1,44 @@
+"""`lpm bench`: what reference workloads cost on this machine; a thin shell over `lpm.bench`."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["register"]
+
+Agents = Annotated[int, typer.Option(min=1, metavar="N", help="Size of the population.")]
+Days = Annotated[int, typer.Option(min=1, metavar="DAYS", help="Days to simulate.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all random numbers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to `lpm`.
+
+    Args:
+        app: the command line.
+    """
+    group = typer.Typer(help="Time reference workloads on this machine.", no_args_is_help=True)
+    group.command("W")(workload)
+    app.add_typer(group, name="bench")
+
+
+def show(found: Mapping[str, Any], json: bool) -> None:
+    """Print what was measured, as one JSON object or for a person."""
+    from lpm import console
+
+    if json:
+        typer.echo(json_module.dumps(found))
+    else:
+        console.measured(found)
+
+
+def workload(agents: Agents = 8_400_000, days: Days = 60, seed: Seed = 0, json: Json = False) -> None:
+    """The reference workload: households, workplaces and community cells, SEIR; time of a day, memory, counts."""
+    from lpm.bench.workload import bench_workload
+
+    show(bench_workload(agents, days, seed), json)
