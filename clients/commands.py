@@ -36,6 +36,9 @@ def client(
     unsafe: Annotated[
         bool, typer.Option("--unsafe-no-disclosure-control", help="Allow small cells. For tests only.")
     ] = False,
+    policy: Annotated[
+        Path | None, typer.Option(help="The steward's policy.toml; its folder holds budget, approvals and `stop`.")
+    ] = None,
     join_limit: Annotated[float, typer.Option(help="Seconds to wait for the coordinator.")] = 120.0,
     announce: Annotated[Path | None, typer.Option(hidden=True, help="Where to say that this process is up.")] = None,
 ) -> None:
@@ -70,6 +73,7 @@ def client(
             resume=resume,
             release_fit=release_fit,
             unsafe=unsafe,
+            policy=None if policy is None else policy.resolve(),
         )
         config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log_to(config.folder / "party.log", party)

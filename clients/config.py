@@ -42,6 +42,8 @@ class ClientConfig:
         resume: go on from the party's checkpoint.
         release_fit: consent to releasing this party's own fit, its series beside the bands, to the coordinator.
         unsafe: small cells are allowed (`--unsafe-no-disclosure-control`).
+        policy: the steward's policy.toml, whose folder holds the budget too; None: `steward/policy.toml` in the party's
+            part of the run, which is written, permissive and labelled so, if it is not there.
     """
 
     scenario: Path
@@ -60,6 +62,7 @@ class ClientConfig:
     resume: bool = False
     release_fit: bool = False
     unsafe: bool = False
+    policy: Path | None = None
 
     def __post_init__(self) -> None:
         """Check every field at the door."""
@@ -76,6 +79,11 @@ class ClientConfig:
     def folder(self) -> Path:
         """The party's private part of the run folder, the only place it writes to."""
         return self.out / "parties" / self.party
+
+    @property
+    def policy_file(self) -> Path:
+        """The policy in force."""
+        return self.folder / "steward" / "policy.toml" if self.policy is None else self.policy
 
     def write(self, path: Path) -> None:
         """Write the configuration as JSON (it holds paths and numbers, no secret but the public test seed).
@@ -98,7 +106,7 @@ class ClientConfig:
             The same configuration.
         """
         values = json.loads(path.read_text())
-        for name in ("scenario", "keys", "out", "data"):
+        for name in ("scenario", "keys", "out", "data", "policy"):
             values[name] = None if values[name] is None else Path(values[name])
         values["institutions"] = tuple(values["institutions"])
         return cls(**values)

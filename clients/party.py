@@ -51,7 +51,7 @@ def serve(config: ClientConfig) -> dict[str, Any]:
     scenario = load(config.scenario).with_options(agents=config.agents, settings=config.settings)
     keys = own_folder(config.keys, config.party)
     key = (keys / "storage.key").read_bytes()
-    steward = Steward(config, load_identity(keys, config.party))
+    steward = Steward(config, load_identity(keys, config.party), scenario)
     try:
         summary = _take_part(config, scenario, key, steward)
     except BaseException as problem:
@@ -64,12 +64,16 @@ def serve(config: ClientConfig) -> dict[str, Any]:
 
 
 def _take_part(config: ClientConfig, scenario: Scenario, key: bytes, steward: Steward) -> dict[str, Any]:
-    # The coordinator's terms say how long the run is and whether it calibrates; they are checked before signing.
-    session = join(config, scenario.hash, check=lambda manifest: _require_terms(manifest, scenario))
+    def check(manifest: Manifest) -> None:
+        # The coordinator's terms say how long the run is and whether it calibrates; they are checked before signing.
+        _require_terms(manifest, scenario)
+        steward.judge(manifest)
+
+    session = join(config, scenario.hash, check=check)
     with session:
         steward.begin(session.manifest)
         disclosure = None if config.unsafe else Disclosure(scenario.minimum_people, scenario.minimum_institutions)
-        world = FederatedWorld(session.secure_sum, disclosure)
+        world = FederatedWorld(session.secure_sum, disclosure, steward.watch)
         shard = Shard(
             scenario,
             config.institutions,
@@ -79,10 +83,11 @@ def _take_part(config: ClientConfig, scenario: Scenario, key: bytes, steward: St
             data=config.data,
             every=config.checkpoint_every or 0,
             calibrates=session.manifest.terms.gradient != "none",
+            left_out=steward.left_out,
         )
         done = 0
         for task in session.tasks(steward.parting):
-            steward.admit(task, world)
+            steward.admit(task, world, shard.question(task))
             release = shard.perform(task, world, consents=config.release_fit)
             steward.finish(released=release is not None)
             session.done(task, release)
@@ -104,6 +109,7 @@ def _require_terms(manifest: Manifest, scenario: Scenario) -> None:
         ("steps", terms.steps, scenario.steps),
         ("agents", terms.agents, scenario.agents),
         ("outputs", terms.outputs, tuple(scenario.outputs)),
+        ("resolution", terms.resolution_days, scenario.federation.resolution_days),
     ):
         if theirs != own:
             raise InputError(

@@ -2,13 +2,16 @@
 
 A task runs the party's own model on its own shard; only sums pass through the federated world. Mid-trajectory
 checkpoints are sealed under the party's storage key, and a repeated trajectory goes on from the last step that *all*
-parties hold. Sums that are opened a second time on the way are held against the log of the first.
+parties hold. Sums that are opened a second time on the way are held against the log of the first. An answer is kept
+under its question (θ to 2^-20, the trajectory, the people and series), so that the same question has one answer.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 
 from lpm import ring
 from lpm.checkpoint import CheckpointStore
-from lpm.errors import CheckpointError, SessionRefused
+from lpm.errors import CheckpointError, PolicyRefused, SessionRefused
 from lpm.evidence import Evidence
 from lpm.observation import Observation
 from lpm.protocol.messages import Release, Task
@@ -41,6 +44,7 @@ class Shard:
         key: seals its checkpoints.
         data: folder of the party's series; None: as the scenario ships.
         every: steps between two checkpoints of a trajectory; 0 for none.
+        left_out: ids of people who want no part in it; they are removed before anything else.
     """
 
     def __init__(
@@ -54,10 +58,13 @@ class Shard:
         data: Path | None,
         every: int,
         calibrates: bool,
+        left_out: Sequence[int] = (),
     ) -> None:
         self.scenario, self.seed, self.folder, self.every = scenario, seed, folder, every
         self._key = key
         model = scenario.build(institutions, seed=0)
+        if left_out:
+            model = model.without(np.asarray(left_out, dtype=np.uint64))
         self.observations: list[Observation] = (
             [scenario.observation(name, data) for name in institutions] if calibrates else []
         )
@@ -71,6 +78,35 @@ class Shard:
             step=scenario.gradient.step,
             replicates=scenario.calibration.replicates,
         )
+
+        self._digest = self._bind(institutions, left_out)
+
+    def _bind(self, institutions: Sequence[str], left_out: Sequence[int]) -> bytes:
+        """What an answer depends on besides the question; keyed, so that it tells nothing."""
+        digest = hashlib.blake2b(key=self._key, digest_size=32)
+        scenario = self.scenario
+        plain = [scenario.hash, scenario.code, list(institutions), self.seed, sorted(left_out)]
+        digest.update(json.dumps(plain).encode())
+        for observation in self.observations:
+            for series in observation.series:
+                values = np.ascontiguousarray(series.values, dtype=np.float64)
+                digest.update(f"{observation.institution}/{series.name}/{values.size}".encode() + values.tobytes())
+        return digest.digest()
+
+    def question(self, task: Task) -> str:
+        """What stands for a task's answer: the same for the same question to the same people, in any session.
+
+        Args:
+            task: of the coordinator.
+
+        Returns:
+            40 hex digits, which tell nothing without the party's storage key.
+        """
+        options = {name: value for name, value in task.options.items() if name in ("replicates", "plain")}
+        theta = np.rint(np.asarray(task.theta) * 2.0**20).astype(np.int64)
+        head = [task.kind, task.trajectory, task.gradient, options, list(theta.shape)]
+        content = json.dumps(head, sort_keys=True).encode() + theta.tobytes()
+        return hashlib.blake2b(self._digest + content, key=self._key, digest_size=20).hexdigest()
 
     def perform(self, task: Task, world: FederatedWorld, *, consents: bool) -> Release | None:
         """Do a task; what it opens goes through the world.
@@ -93,26 +129,54 @@ class Shard:
         for k, parameter in enumerate(self.scenario.parameters):
             for value in theta[:, k]:
                 parameter.require(float(value))
+        answers = self._answers(task)
+        kept = answers.latest()
+        shows = task.kind == "predict" and task.options.get("label") == "posterior"
+        everywhere = world.add("answered", -4, np.array([int(kept is not None)]), digest=b"\0" * 32, rescale=False)
+        if kept is not None and not shows and int(everywhere[0]) == world.parties:
+            self._tell(world, kept.content)
+            return None
         keeper = Keeper()
         if task.kind == "evaluate" or (task.kind == "simulate" and task.options.get("plain")):
             keeper = self._keeper(task, world)
         # From here on, each opened sum is held against the one of an earlier session that was cut short.
         world.log = RoundLog(self._store(task).folder / "rounds.log", self._key)
-        release = self._answer(task, world, theta, keeper, consents=consents)
+        words, release = self._answer(task, world, theta, keeper, consents=consents)
         world.log = None
+        if kept is None:
+            answers.save(words, 0)  # before it is told: what was told once is known to be
+        elif any(not np.array_equal(kept.content[name], part) for name, part in words.items()):
+            raise PolicyRefused(
+                "The same question (to 2^-20 in each parameter) has been answered before, and the answer would be"
+                " another now: it is not given a second time."
+            )
+        self._tell(world, words)
         self._forget(task)
         return release
 
+    def _answers(self, task: Task) -> CheckpointStore:
+        name = self.question(task)
+        return CheckpointStore(self.folder / "answers" / name, self._key, name)
+
+    @staticmethod
+    def _tell(world: FederatedWorld, words: Mapping[str, NDArray[np.int64]]) -> None:
+        for tensor, part in words.items():
+            world.tell_coordinator(tensor, part)
+
     def _answer(
         self, task: Task, world: FederatedWorld, theta: NDArray[np.float64], keeper: Keeper, *, consents: bool
-    ) -> Release | None:
+    ) -> tuple[dict[str, NDArray[np.int64]], Release | None]:
+        """What is to be opened to the coordinator, this party's part of it in words, and what the party releases."""
+        bits = self.scenario.federation.fraction_bits
         if task.kind == "simulate":
             if task.options.get("plain"):
                 words = self.evidence.simulate(theta, task.trajectory, world=world, keeper=keeper)
             else:
                 words = self.evidence.words(theta, task.trajectory, world=world)
-            world.tell_coordinator("outputs", words.reshape(-1))
-        elif task.kind == "evaluate":
+            length = self.scenario.federation.resolution_days
+            words = np.add.reduceat(words, np.arange(0, len(words), length), axis=0)
+            return {"outputs": words.reshape(-1)}, None
+        if task.kind == "evaluate":
             loss, gradient = self.evidence.evaluate(
                 theta,
                 task.trajectory,
@@ -121,15 +185,10 @@ class Shard:
                 keeper=keeper,
                 replicates=task.options.get("replicates"),
             )
-            bits = self.scenario.federation.fraction_bits
-            world.tell_coordinator("loss", _finite_words(loss, bits))
-            world.tell_coordinator("gradient", _finite_words(gradient, bits).reshape(-1))
-        elif task.kind == "predict":
-            forecast = self.evidence.forecast(theta, task.trajectory, world=world)
-            world.tell_coordinator("score", _finite_words(forecast.score, self.scenario.federation.fraction_bits))
-            if consents and task.options.get("label") == "posterior":
-                return self._release(forecast.bands)
-        return None
+            return {"loss": _finite_words(loss, bits), "gradient": _finite_words(gradient, bits).reshape(-1)}, None
+        forecast = self.evidence.forecast(theta, task.trajectory, world=world)
+        shows = consents and task.options.get("label") == "posterior"
+        return {"score": _finite_words(forecast.score, bits)}, self._release(forecast.bands) if shows else None
 
     def _release(self, bands: dict[tuple[str, str], NDArray[np.float64]]) -> Release:
         tables, about = {}, {}

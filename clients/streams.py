@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 
 from clients.config import ClientConfig, own_folder
-from lpm.errors import InputError, LpmError, PeerLost, SessionRefused
+from lpm.errors import InputError, LpmError, PeerLost, PolicyRefused, SessionRefused
 from lpm.privacy import load_engine, make_engine
 from lpm.privacy.secure_sum import Channel, Header, Parcel, SecureSum
 from lpm.protocol.identity import COORDINATOR, Identity, load_identity
@@ -81,6 +81,8 @@ class PartySession:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(problem, PolicyRefused):
+            self._post(Refused(str(problem)).encode())  # the line of the policy, and what was asked for
         # The type's name alone: a message of some other exception could hold a private value.
         self.close("" if problem is None else f"it stopped ({type(problem).__name__})")
 

@@ -195,10 +195,15 @@ def federate(
     unsafe: Annotated[
         bool, typer.Option("--unsafe-no-disclosure-control", help="Allow small groups: for invented people only.")
     ] = False,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A policy.toml for all parties; else a permissive one.")
+    ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Calibrate a scenario with one process per institution on this machine; only sums leave each."""
+    if policy is not None and not policy.is_file():
+        raise InputError(f"`--policy` is {policy}: a policy.toml, as `lpm policy new` writes one.")
     options = _options("federate", locals())
     _show(options, lambda: _commands().federate_command(options))
 

@@ -10,6 +10,8 @@ import typer
 
 __all__ = ["register"]
 
+_policy = typer.Typer(help="An institution's policy: write one, and see what it would answer.", no_args_is_help=True)
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
         app: the command line.
     """
     app.command("verify-log")(verify_log)
+    app.add_typer(_policy, name="policy")
 
 
 def verify_log(
@@ -52,4 +55,62 @@ def verify_log(
             rows.append(("ok", found.party, f"All {found.lines} lines are whole and in order; head {found.head}.", ""))
         console.checks([*rows, ("ok" if authority else "warn", "key", whose, "")])
     if found.problems:
+        raise typer.Exit(1)
+
+
+@_policy.command("new")
+def policy_new(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.", show_default=False)],
+    scenario: Annotated[Path, typer.Option(metavar="DIR", help="The scenario to allow.", show_default=False)],
+) -> None:
+    """Write a strict policy that allows one scenario as it is installed here, to be edited."""
+    from lpm import console
+    from lpm.errors import InputError
+    from lpm.oversight import policy_template
+    from lpm.scenario import load
+
+    text = policy_template(load(scenario))
+    if file.exists():
+        raise InputError(f"{file} is there already: a policy is never overwritten.", "Name another file.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    console.note(f"{file} allows {scenario.name} and nothing else. Read it, edit it, then `lpm policy check`.")
+
+
+@_policy.command("check")
+def policy_check(
+    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO", help="The scenario's folder.", show_default=False)],
+    policy: Annotated[Path, typer.Option(metavar="FILE", help="The policy.toml.", show_default=False)],
+    party: Annotated[str, typer.Option(metavar="NAME", help="Whose budget beside the policy counts.")] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter, or a key of scenario.toml.")
+    ] = None,
+    simulate_only: Annotated[bool, typer.Option("--simulate-only", help="One simulation, no calibration.")] = False,
+    release_fit: Annotated[bool, typer.Option("--release-fit", help="The party shows its fit.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what a policy would answer and what it would refuse; nothing is asked or charged."""
+    from datetime import datetime
+
+    from lpm import console
+    from lpm.options import parse_settings
+    from lpm.oversight import rehearse
+    from lpm.privacy.budget import Budget
+    from lpm.privacy.policy import Charge, read_policy
+    from lpm.scenario import load
+
+    rules = read_policy(policy)
+    spent = Budget(policy.with_name(f"budget-{party}.jsonl")).spent if party else Charge()
+    changed = load(scenario).with_options(settings=parse_settings(settings or ()))
+    rows = rehearse(
+        rules, changed, spent, now=datetime.now(), simulate_only=simulate_only, release_fit=release_fit
+    )
+    if policy.with_name("stop").exists():
+        rows.insert(0, ("fail", "stop", "The kill switch is on: nothing is answered.", "Remove the file `stop`."))
+    refused = any(verdict == "fail" for verdict, *_ in rows)
+    if json:
+        typer.echo(json_module.dumps({"refused": refused, "checks": [list(row) for row in rows]}))
+    else:
+        console.checks(rows)
+    if refused:
         raise typer.Exit(1)

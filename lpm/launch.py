@@ -186,6 +186,8 @@ class _Federation:
             if (value := getattr(options, flag)) is not None:
                 own += [f"--{flag.replace('_', '-')}", str(value)]
         own += ["--simulate-only"] if options.simulate_only else []
+        if options.policy is None:
+            own += ["--label", "one machine, one user, and a permissive policy at each party that no steward wrote"]
         own += ["--keys", str(self._keys / "coordinator")]
         self._launch("coordinator", ["coordinator", *own, *shared], folder, self._out / "control" / "output.log")
         for party, held in self._groups.items():
@@ -194,6 +196,9 @@ class _Federation:
             own += ["--keys", str(self._keys / "parties" / party), "--release-fit"]
             private = self._out / "parties" / party
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if options.policy is not None:
+                (private / "steward").mkdir(mode=0o700, exist_ok=True)
+                shutil.copyfile(options.policy, private / "steward" / "policy.toml")
             self._launch(party, ["client", *own, *shared], folder, private / "output.log")
 
     def _launch(self, name: str, arguments: list[str], folder: Path, output: Path) -> None:

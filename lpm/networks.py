@@ -6,7 +6,7 @@ shards: its sums pass through ⊕, and nothing else does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -40,6 +40,10 @@ class Network:
     @property
     def cell_of(self) -> NDArray[np.int64]:
         """The cell whose sum each agent reads [agents]."""
+        raise TypeError(f"{type(self).__name__} is an interface.")
+
+    def among(self, stay: NDArray[np.bool_]) -> Network:
+        """The network of those who stay [agents]."""
         raise TypeError(f"{type(self).__name__} is an interface.")
 
     def sum(self, messages: Tensor) -> Tensor:
@@ -106,6 +110,14 @@ class Groups(Network):
     @property
     def cell_of(self) -> NDArray[np.int64]:
         return self._cell
+
+    def among(self, stay: NDArray[np.bool_]) -> Groups:
+        matrix = self.mixing
+        if matrix is not None and not self.shared:
+            # Local groups are numbered by who is there; the mixing follows those that are left.
+            left = np.unique(self._cell[stay])
+            matrix = np.asarray(matrix)[np.ix_(left, left)]
+        return replace(self, of=np.asarray(self.of)[stay], mixing=matrix)
 
     @cached_property
     def outsiders(self) -> bool:
@@ -196,6 +208,13 @@ class Edges(Network):
     @property
     def cell_of(self) -> NDArray[np.int64]:
         return np.arange(self._agents, dtype=np.int64)
+
+    def among(self, stay: NDArray[np.bool_]) -> Edges:
+        stay = stay[: self._agents]
+        place = np.cumsum(stay) - 1
+        pairs = np.asarray(self.pairs).reshape(-1, 2)
+        pairs = pairs[stay[pairs].all(axis=1)]
+        return replace(self, pairs=place[pairs], agents_in_all=int(stay.sum()))
 
     @cached_property
     def readers_by_source(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -52,6 +52,7 @@ class Options:
         checkpoint_every: steps between two checkpoints of a simulation.
         time_limit: seconds after which a calibration stops and says that it has not converged.
         unsafe: no disclosure control: small cells are allowed (for tests on invented people).
+        policy: a policy.toml that every party of a federation on this machine gets a copy of.
 
     Raises:
         InputError: naming the flag, the value and what would be accepted.
@@ -75,6 +76,7 @@ class Options:
     checkpoint_every: int | None = None
     time_limit: float | None = None
     unsafe: bool = False
+    policy: Path | None = None
 
     def __post_init__(self) -> None:
         """Check every flag at the door."""
@@ -122,7 +124,7 @@ class Options:
             InputError: if a value in the record would not be accepted as a flag.
         """
         given = {name: command[name] for name in cls.__dataclass_fields__ if name in command}
-        for name in ("scenario", "out", "keys"):
+        for name in ("scenario", "out", "keys", "policy"):
             if name in given:
                 given[name] = Path(given[name])
         return cls(**given)

@@ -8,14 +8,63 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from lpm.errors import InputError
+from lpm.errors import InputError, PolicyRefused
 from lpm.privacy.ledger import Trust, Verdict, verify
+from lpm.privacy.policy import Charge, Policy, Question, Request
 from lpm.protocol.identity import verify_certificate
+from lpm.scenario import Scenario
 
-__all__ = ["check_ledger", "fingerprint"]
+__all__ = ["check_ledger", "fingerprint", "policy_template", "rehearse"]
+
+_TEMPLATE = """\
+# The policy of one institution: what may be asked of its people and series, whoever asks. It is yours; nothing outside
+# this machine changes it. A key that is left out has the strict default. While a file named "stop" lies beside this
+# one, nothing is answered.
+label = ""
+approval = "rule"                # or "hand": each new kind of session waits for `lpm manifest sign`
+
+[scenarios]
+allowed = [
+    {{ name = "{name}", code = "{code}" }},
+]
+
+[session]
+institutions = {institutions}                 # fewest in a session
+people = {people}                      # fewest in a group whose sum is opened
+engines = ["crypten", "masked"]
+public_seed = false              # true lets whoever knows the seed and the code simulate your people again
+no_disclosure_control = false
+
+[outputs]
+allowed = [{outputs}]
+resolution_days = {resolution}              # at least so many days are opened as one sum
+
+[parameters]                     # ranges that are answered
+{parameters}
+
+[limits]                         # over all sessions together
+trajectories = 20000
+losses = 2000
+gradients = 20000
+
+[privacy]
+mode = "none"                    # the least that is accepted: none, outputs, outputs+gradients
+delta = 1e-6                     # and, with noise, epsilon = 8.0 as the budget of all sessions
+
+[calendar]
+days = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+hours = [0, 24]                  # this machine's clock
+
+[people]
+opt_out = ""                     # a file beside this one: ids of people who are left out, one a line
+
+[releases]
+fit = false                      # true lets `--release-fit` show your series beside the fit
+"""
 
 
 def fingerprint(certificate: bytes) -> str:
@@ -54,3 +103,105 @@ def check_ledger(path: Path, authority: Path | None = None, kept_head: str = "")
     if authority is None:
         return found, f"Signed with {keys}: the ledger's own word. Give --authority to check whose key that is."
     return found, f"Signed with {keys}, certified by {authority}."
+
+
+def policy_template(scenario: Scenario) -> str:
+    """A strict policy that allows one scenario, as this machine has it installed, for a steward to edit.
+
+    Args:
+        scenario: which.
+    """
+    ranges = []
+    for each in scenario.declared:
+        low, high = each.parameter.bounds if each.parameter.bounds is not None else (0.0, 0.0)
+        name = each.parameter.name
+        ranges.append(f"{name} = [{low:g}, {high:g}]" if low < high else f"# {name} = [lowest, highest]")
+    return _TEMPLATE.format(
+        name=scenario.name,
+        code=scenario.code,
+        institutions=max(3, scenario.minimum_institutions),
+        people=scenario.minimum_people,
+        outputs=", ".join(f'"{name}"' for name in scenario.outputs),
+        resolution=scenario.federation.resolution_days,
+        parameters="\n".join(ranges),
+    )
+
+
+def rehearse(
+    policy: Policy,
+    scenario: Scenario,
+    spent: Charge,
+    *,
+    now: datetime,
+    engine: str = "crypten",
+    simulate_only: bool = False,
+    release_fit: bool = False,
+) -> list[tuple[str, str, str, str]]:
+    """What a policy would answer and refuse of one run of a scenario; nothing is asked and nothing is charged.
+
+    Args:
+        policy: whose.
+        scenario: after settings.
+        spent: so far.
+        now: local time of the run.
+        engine: of the secure sum.
+        simulate_only: one simulation, no calibration.
+        release_fit: whether the party would show its fit.
+
+    Returns:
+        verdict (`ok` or `fail`), subject, finding and "" of each part, in order.
+    """
+    request = Request(
+        scenario=scenario.name,
+        code=scenario.code,
+        settings=scenario.hash,
+        engine=engine,
+        institutions=len(scenario.institutions),
+        people=scenario.minimum_people,
+        outputs=tuple(scenario.outputs),
+        resolution_days=scenario.federation.resolution_days,
+        release_fit=release_fit and not simulate_only,
+    )
+    rows: list[tuple[str, str, str, str]] = []
+    try:
+        policy.judge(request, now)
+        digests = f"code {scenario.code[:16]}…, settings {scenario.hash[:16]}…"
+        rows.append(("ok", "session", f"{scenario.name}, {digests}", ""))
+    except PolicyRefused as refusal:
+        rows.append(("fail", "session", refusal.message, ""))
+    names = tuple(parameter.name for parameter in scenario.parameters)
+    values = np.array([[each.value for each in scenario.declared]])
+    asked = scenario.calibration
+    tasks: list[tuple[str, str, int, int]] = [("simulation", "simulate", 1, 1)]
+    if not simulate_only:
+        tasks = [
+            ("prior forecast", "predict", asked.predictive_draws, 1),
+            ("calibration", "evaluate", asked.draws, asked.iterations),
+            ("posterior forecast", "predict", asked.predictive_draws, 1),
+            ("outputs", "simulate", asked.predictive_draws, 1),
+        ]
+    total = spent
+    for subject, kind, draws, times in tasks:
+        question = Question(kind, np.repeat(values, draws, axis=0), names, scenario.gradient.estimator)
+        done = 0
+        try:
+            while done < times:
+                total = total + policy.admit(question, total, 0.0)
+                done += 1
+            cost = question.charge
+            rows.append(("ok", subject, f"{times} × {_said(cost)}; then {_said(total)} in all", ""))
+        except PolicyRefused as refusal:
+            rows.append(("fail", subject, f"after {done} of {times}: {refusal.message}", ""))
+    for each in scenario.declared:
+        name, bounds = each.parameter.name, each.parameter.bounds
+        if bounds is not None and name in policy.parameters:
+            low, high = policy.parameters[name]
+            if bounds[0] < low or bounds[1] > high:
+                said = f"the scenario draws {name} from {bounds[0]:g} to {bounds[1]:g}: draws outside are refused"
+                rows.append(("warn", "parameters", f"{policy.line(f'parameters.{name}')}; {said}", ""))
+    return rows
+
+
+def _said(cost: Charge) -> str:
+    parts = {"draws": cost.trajectories, "losses": cost.losses, "gradient components": cost.gradients}
+    return ", ".join(f"{count:,} {what}" for what, count in parts.items() if count) or "nothing"

@@ -92,10 +92,17 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Federation:
-    """How institutions add up."""
+    """How institutions add up.
+
+    Attributes:
+        fraction_bits: of fixed-point words where no exponent says otherwise.
+        deadline_seconds: how long a round waits for its last party.
+        resolution_days: days of an output that are opened to the coordinator as one sum.
+    """
 
     fraction_bits: int = 32
     deadline_seconds: float = 30.0
+    resolution_days: int = 1
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,16 @@ class Scenario:
         public["calibration"] = public["calibration"]["replicates"]
         return hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode()).hexdigest()
 
+    @property
+    def code(self) -> str:
+        """SHA-256 of all files in its folder, as hex: what an institution's policy allows by."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and "__pycache__" not in name and not name.startswith("."):
+                digest.update(f"{len(name)} {name} {path.stat().st_size}\n".encode() + path.read_bytes())
+        return digest.hexdigest()
+
     def with_options(
         self,
         *,
@@ -251,6 +268,7 @@ class Scenario:
             ("calibration.iterations", self.calibration.iterations, 1),
             ("calibration.draws", self.calibration.draws, 1),
             ("calibration.predictive_draws", self.calibration.predictive_draws, 2),
+            ("federation.resolution_days", self.federation.resolution_days, 1),
             ("scenario.minimum_people", self.minimum_people, 1),
             ("scenario.minimum_institutions", self.minimum_institutions, 1),
         ):
@@ -430,7 +448,7 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
             path,
             tree,
             "federation",
-            {"fraction_bits": int, "deadline_seconds": float},
+            {"fraction_bits": int, "deadline_seconds": float, "resolution_days": int},
             dataclasses.asdict(Federation()),
         )
     )

@@ -77,4 +77,12 @@ class FederatedBackend:
         task = self._ask("simulate", theta, trajectory, plain=plain)
         words = self.session.receive("outputs", task)
         self.session.releases(task)
-        return words.reshape(self.scenario.steps, len(self.scenario.outputs), theta.shape[0])
+        length, steps = self.scenario.federation.resolution_days, self.scenario.steps
+        blocks = words.reshape(-1, len(self.scenario.outputs), theta.shape[0])
+        if length == 1:
+            return blocks
+        # Of days that were opened as one sum nothing is known but the sum: each gets an equal part, the last the rest.
+        days = np.minimum(length, steps - length * np.arange(len(blocks)))
+        daily = np.repeat(blocks // days[:, None, None], days, axis=0)
+        daily[np.cumsum(days) - 1] += blocks % days[:, None, None]
+        return daily

@@ -44,6 +44,9 @@ def coordinator(
     ] = None,
     join_limit: Annotated[float, typer.Option(help="Seconds to wait for all parties.")] = 120.0,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which a calibration stops.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Something that is weaker here than by default, for the manifest.")
+    ] = None,
     announce: Annotated[Path | None, typer.Option(hidden=True, help="Where to say that this process is up.")] = None,
 ) -> None:
     """Coordinate one session: draw parameters, pass sealed messages, receive opened sums."""
@@ -83,6 +86,7 @@ def coordinator(
             checkpoint_every=checkpoint_every,
             resume=resume,
             unsafe=unsafe,
+            labels=tuple(label or ()),
             deadline_seconds=deadline,
             join_seconds=join_limit,
             time_limit_seconds=time_limit,

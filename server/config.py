@@ -40,6 +40,7 @@ class CoordinatorConfig:
         checkpoint_every: steps between two checkpoints of a simulation; None: as the session chooses.
         resume: go on from the checkpoint in `out`.
         unsafe: small cells are allowed (`--unsafe-no-disclosure-control`).
+        labels: of what is weaker in this session than by default, for the manifest.
         deadline_seconds: how long one step of a round may take before its party counts as lost; None: as the scenario
             says.
         join_seconds: how long the coordinator waits for all parties to join.
@@ -64,6 +65,7 @@ class CoordinatorConfig:
     checkpoint_every: int | None = None
     resume: bool = False
     unsafe: bool = False
+    labels: tuple[str, ...] = ()
     deadline_seconds: float | None = None
     join_seconds: float = 120.0
     time_limit_seconds: float | None = None
@@ -111,7 +113,8 @@ class CoordinatorConfig:
         values = json.loads(path.read_text())
         for name in ("scenario", "keys", "out"):
             values[name] = Path(values[name])
-        values["parties"] = tuple(values["parties"])
+        for name in ("parties", "labels"):
+            values[name] = tuple(values[name])
         return cls(**values)
 
 

@@ -151,7 +151,7 @@ def _calibrate(
 
 
 def _terms(config: CoordinatorConfig, scenario: Scenario) -> Terms:
-    weaker = [scenario.weaker] if scenario.weaker else []
+    weaker = [*([scenario.weaker] if scenario.weaker else []), *config.labels]
     if config.unsafe:
         weaker.append("no disclosure control: groups of any size are opened")
     if config.seed is not None:
@@ -165,6 +165,7 @@ def _terms(config: CoordinatorConfig, scenario: Scenario) -> Terms:
         bounds={name: network.bound * scenario.agents for name, network in scenario.networks.items()},
         exponents={name: scenario.federation.fraction_bits for name in scenario.networks},
         outputs=tuple(scenario.outputs),
+        resolution_days=scenario.federation.resolution_days,
         gradient="none" if config.simulate_only else scenario.gradient.estimator,
         steps=scenario.steps,
         agents=scenario.agents,

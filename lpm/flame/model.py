@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -119,6 +119,36 @@ class Model:
     def recorded(self) -> dict[str, Output]:
         """All outputs, public ones first."""
         return {**self.outputs, **self.private_outputs}
+
+    def without(self, ids: NDArray[np.uint64]) -> Model:
+        """The model of those who stay when some people are left out, as if they had never been there.
+
+        Args:
+            ids: of the people to leave out; ids of nobody here are passed over.
+
+        Guarantee: nobody else's random numbers change, since they are addressed by id.
+        """
+        people = self.population
+        stay = ~np.isin(people.addresses, ids)
+        if stay.all():
+            return self
+        kept = np.flatnonzero(stay)
+        classes = {
+            name: int(np.asarray(values).max()) + 1
+            for name, values in people.attributes.items()
+            if np.issubdtype(np.asarray(values).dtype, np.integer) and np.asarray(values).min() >= 0
+        }
+        return replace(
+            self,
+            population=replace(
+                people,
+                agents=kept.size,
+                ids=people.addresses[kept],
+                attributes={name: np.asarray(values)[kept] for name, values in people.attributes.items()},
+            ),
+            networks=[network.among(stay) for network in self.networks],
+            class_counts=classes | dict(self.class_counts),
+        )
 
     def network(self, name: str) -> Network:
         """A network by name."""

@@ -41,6 +41,7 @@ class Terms:
         bounds: network → largest contribution of one party, in the network's unit.
         exponents: tensor → fraction bits at step 0.
         outputs: what is opened to the coordinator.
+        resolution_days: days of an output that are opened as one sum.
         gradient: the estimator, as the audit chose it.
         steps: time steps.
         agents: of the whole population.
@@ -56,6 +57,7 @@ class Terms:
     bounds: Mapping[str, float] = field(default_factory=dict)
     exponents: Mapping[str, int] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    resolution_days: int = 1
     gradient: str = "none"
     steps: int = 0
     agents: int = 0
@@ -114,13 +116,26 @@ class Manifest:
         """Names in the order of the session."""
         return tuple(entry.party for entry in self.roster)
 
-    def encode(self) -> bytes:
-        """Canonical bytes: the same for equal manifests, whoever writes them."""
+    def plain_terms(self) -> dict[str, Any]:
+        """The terms as plain JSON values."""
         terms = {name: getattr(self.terms, name) for name in Terms.__dataclass_fields__}
         for name in _LISTS:
             terms[name] = list(terms[name])
         for name in _NUMBERS:
             terms[name] = dict(terms[name])
+        return terms
+
+    @functools.cached_property
+    def agreement(self) -> bytes:
+        """32 bytes for what stays the same when a session is repeated: who, by which keys, on which terms."""
+        terms = self.plain_terms()
+        del terms["session"]
+        roster = [[entry.party, hashlib.sha256(entry.certificate).hexdigest()] for entry in self.roster]
+        return hashlib.sha256(b"lpm/agreement/v1" + _canonical([roster, terms])).digest()
+
+    def encode(self) -> bytes:
+        """Canonical bytes: the same for equal manifests, whoever writes them."""
+        terms = self.plain_terms()
         roster = [
             {
                 "party": entry.party,
