@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from clients.config import CONFIG_VARIABLE, ClientConfig
 from lpm.errors import Interrupted, LpmError
 
-__all__ = ["app"]
+__all__ = ["answer", "app"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,19 @@ def start(message: Message, context: Context) -> Message:
     Returns:
         The record "status": party, exit, and error (a type's name, "" if all went well).
     """
-    config = ClientConfig.read(Path(os.environ[CONFIG_VARIABLE]))
+    return answer(ClientConfig.read(Path(os.environ[CONFIG_VARIABLE])), message)
+
+
+def answer(config: ClientConfig, message: Message) -> Message:
+    """Take part in the session that a message names, as the party of a configuration.
+
+    Args:
+        config: the institution's own.
+        message: as `start` takes it.
+
+    Returns:
+        As `start` does.
+    """
     status: dict[str, int | str] = {"party": config.party, "exit": 0, "error": ""}
     try:
         order = message.content.config_records["order"]

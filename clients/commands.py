@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,13 +17,18 @@ __all__ = ["client"]
 
 def client(
     scenario: Annotated[Path, typer.Argument(help="The scenario's folder, in this institution's installation.")],
-    party: Annotated[str, typer.Option(help="This party's name, as its certificate says.")],
+    party: Annotated[
+        str, typer.Option(help="This party's name, as its certificate says; several with commas share this process.")
+    ],
     keys: Annotated[Path, typer.Option(help="This party's key folder, or that of `lpm keys local`.")],
     out: Annotated[Path, typer.Option(help="The run's folder; only parties/PARTY in it is used.")],
     control_address: Annotated[str, typer.Option(help="HOST:PORT where the coordinator's control plane is.")],
     coordinator: Annotated[str, typer.Option(help="HOST:PORT of its data plane; as it says if empty.")] = "",
     control: Annotated[str, typer.Option(help="flower (a SuperNode) or streams.")] = "flower",
-    institutions: Annotated[str, typer.Option(help="Institutions held, with commas; the party's name if empty.")] = "",
+    institutions: Annotated[
+        str,
+        typer.Option(help="Institutions held, with commas (of several parties, with ; between); as named if empty."),
+    ] = "",
     sharing: Annotated[str, typer.Option(help="The engine of the secure sum.")] = "crypten",
     agents: Annotated[int | None, typer.Option(help="Agents of all parties together.")] = None,
     seed: Annotated[int | None, typer.Option(help="A public seed, for repeatable tests; else a secret one.")] = None,
@@ -51,19 +57,23 @@ def client(
 
     def work() -> int:
         from clients.config import ClientConfig, own_folder
+        from lpm.errors import InputError
         from lpm.options import parse_settings
         from lpm.processes import parse_address
 
         parse_address("control-address", control_address)
         if coordinator:
             parse_address("coordinator", coordinator)
+        parties, held = _names(party), institutions.split(";") if institutions else [""] * len(_names(party))
+        if not parties or len(held) != len(parties):
+            raise InputError(f"`--party` names {len(parties)} parties, `--institutions` has {len(held)} lists.")
         config = ClientConfig(
             scenario=scenario,
-            party=party,
-            keys=own_folder(keys, party),
+            party=parties[0],
+            keys=own_folder(keys, parties[0]),
             out=out,
             coordinator=coordinator,
-            institutions=tuple(name.strip() for name in institutions.split(",") if name.strip()),
+            institutions=_names(held[0]),
             sharing=sharing,
             agents=agents,
             seed=seed,
@@ -76,10 +86,25 @@ def client(
             policy=None if policy is None else policy.resolve(),
         )
         config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log_to(config.folder / "party.log", party)
-        return _take_part(config, control, control_address, join_limit, announce)
+        log_to(config.folder / "party.log", parties[0] if len(parties) == 1 else f"{parties[0]} and others")
+        if len(parties) == 1:
+            return _take_part(config, control, control_address, join_limit, announce)
+        if control != "streams":
+            raise InputError("Several parties in one process need --control streams.", "Or start one process for each.")
+        from clients.group import link_logs, take_part_together
+
+        together = [
+            replace(config, party=name, keys=own_folder(keys, name), institutions=_names(own))
+            for name, own in zip(parties, held, strict=True)
+        ]
+        link_logs(together)
+        return take_part_together(together, control_address, join_limit, announce)
 
     raise SystemExit(to_exit_code(work))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _take_part(config: ClientConfig, control: str, address: str, patience: float, announcement: Path | None) -> int:

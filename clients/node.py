@@ -7,10 +7,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Context, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 
@@ -67,7 +67,7 @@ def connect(address: str, keys: Path, *, name: str = "", patience: float) -> ssl
         ) from None
 
 
-def run_node(app: ClientApp, keys: Path, address: str, *, patience: float = 120.0) -> int:
+def run_node(app: Callable[[Message, Context], Message], keys: Path, address: str, *, patience: float = 120.0) -> int:
     """Hold a control stream and run the ClientApp on what arrives, until the coordinator ends it.
 
     Args:

@@ -174,7 +174,13 @@ def calibrate(
 def federate(
     scenario: Scenario,
     parties: Annotated[
-        int | None, typer.Option(click_type=_Number(1), help="Processes the institutions are spread over, from 3.")
+        int | None, typer.Option(click_type=_Number(1), help="Parties the institutions are spread over, from 3.")
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            click_type=_Number(1), help="Processes the parties share; one each where the machine can hold it."
+        ),
     ] = None,
     simulate_only: Annotated[bool, typer.Option("--simulate-only", help="One simulation, no calibration.")] = False,
     sharing: Annotated[str, typer.Option(metavar="crypten", help="The engine of the secure sum.")] = "crypten",

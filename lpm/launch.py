@@ -7,6 +7,7 @@ hand, on loopback ports, each party with its own key folder, and keeps none of t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from lpm.processes import Process, free_port, keep_flower_quiet, start, stop
 from lpm.protocol.identity import make_local_authority
 from lpm.runs import Run
 
-__all__ = ["federate", "group_institutions"]
+__all__ = ["federate", "group_institutions", "share_processes"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ _END_SECONDS = 8.0
 _LOSS_SECONDS = 4.0
 _DRAIN_SECONDS = 2.0
 _TRIES = 3
+MOST_PROCESSES = 6
+"""Of parties on a machine with fewer cores than parties: a process costs 200 MB and seconds before it can start."""
+
 _REMEDY = "The run is kept; continue it with `lpm resume RUN`."
 
 
@@ -74,6 +78,38 @@ def group_institutions(institutions: Sequence[str], parties: int | None) -> dict
     return groups
 
 
+def share_processes(parties: Sequence[str], processes: int | None) -> list[tuple[str, ...]]:
+    """Which parties share a process.
+
+    Args:
+        parties: their names.
+        processes: how many processes they share; None: one each, or 6 if these are fewer than the parties and the
+            machine has fewer cores.
+
+    Returns:
+        The parties of each process, neighbours together.
+    """
+    count = processes
+    if count is None:
+        enough = len(parties) <= max(MOST_PROCESSES, os.cpu_count() or 1)
+        count = len(parties) if enough else max(MOST_PROCESSES, os.cpu_count() or 1)
+    count = min(count, len(parties))
+    share, more = divmod(len(parties), count)
+    ends = list(itertools.accumulate(share + (number < more) for number in range(count)))
+    return [tuple(parties[begin:end]) for begin, end in itertools.pairwise([0, *ends])]
+
+
+def _together(processes: Sequence[tuple[str, ...]]) -> str:
+    """What must be said of parties that share processes; "" if none do."""
+    parties = sum(map(len, processes))
+    if len(processes) == parties:
+        return ""
+    return (
+        f"{parties} parties share {len(processes)} processes of one machine: the protocol runs between all of them, "
+        "but nothing isolates those that share a process from each other"
+    )
+
+
 def federate(options: Options, out: Path, institutions: Sequence[str], *, resume: bool = False) -> int:
     """Run one session on this machine and wait for its end.
 
@@ -92,11 +128,18 @@ def federate(options: Options, out: Path, institutions: Sequence[str], *, resume
     if options.scenario is None:
         raise InputError("No scenario is named: the path of its folder.")
     groups = group_institutions(institutions, options.parties)
+    processes = share_processes(list(groups), options.processes)
+    if together := _together(processes):
+        if options.control != "streams":
+            options = options.with_(control="streams")
+            together += "; the control plane is plain streams"
+        _say(f"{together}.")
+        Run.open(out).update(processes=[list(parties) for parties in processes], weaker=together)
     out = out.resolve()
     keys = _keys(options, out, list(groups))
     keep_flower_quiet()
     for attempt in range(1, _TRIES + 1):
-        federation = _Federation(options, out, groups, keys, resume)
+        federation = _Federation(options, out, groups, processes, keys, resume)
         code = federation.run()
         if not federation.port_was_taken or attempt == _TRIES:
             if code:
@@ -134,11 +177,18 @@ class _Federation:
     """The processes of one attempt."""
 
     def __init__(
-        self, options: Options, out: Path, groups: dict[str, tuple[str, ...]], keys: Path, resume: bool
+        self,
+        options: Options,
+        out: Path,
+        groups: dict[str, tuple[str, ...]],
+        processes: Sequence[tuple[str, ...]],
+        keys: Path,
+        resume: bool,
     ) -> None:
         self.port_was_taken = False
         self.reason = ""
         self._options, self._out, self._groups, self._keys, self._resume = options, out, groups, keys, resume
+        self._processes = processes
         self._members: list[_Member] = []
         self._grace = _END_SECONDS
         self._quiet = threading.Event()
@@ -188,18 +238,26 @@ class _Federation:
         own += ["--simulate-only"] if options.simulate_only else []
         if options.policy is None:
             own += ["--label", "one machine, one user, and a permissive policy at each party that no steward wrote"]
+        if together := _together(self._processes):
+            own += ["--label", together]
         own += ["--keys", str(self._keys / "coordinator")]
         self._launch("coordinator", ["coordinator", *own, *shared], folder, self._out / "control" / "output.log")
-        for party, held in self._groups.items():
-            own = ["--party", party, "--institutions", ",".join(held), "--coordinator", data]
+        for parties in self._processes:
+            party, *others = parties
+            keys = self._keys if others else self._keys / "parties" / party
+            own = ["--party", ",".join(parties), "--coordinator", data, "--keys", str(keys)]
+            own += ["--institutions", ";".join(",".join(self._groups[name]) for name in parties)]
             # Whoever runs all institutions on one machine sees their series anyway; on real ones each must consent.
-            own += ["--keys", str(self._keys / "parties" / party), "--release-fit"]
-            private = self._out / "parties" / party
-            private.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if options.policy is not None:
-                (private / "steward").mkdir(mode=0o700, exist_ok=True)
-                shutil.copyfile(options.policy, private / "steward" / "policy.toml")
-            self._launch(party, ["client", *own, *shared], folder, private / "output.log")
+            own += ["--release-fit"]
+            for each in parties:
+                private = self._out / "parties" / each
+                private.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if options.policy is not None:
+                    (private / "steward").mkdir(mode=0o700, exist_ok=True)
+                    shutil.copyfile(options.policy, private / "steward" / "policy.toml")
+            name = f"{party} and {len(others)} more" if others else party
+            log = self._out / "parties" / party / "output.log"
+            self._launch(name, ["client", *own, *shared], folder, log)
 
     def _launch(self, name: str, arguments: list[str], folder: Path, output: Path) -> None:
         announcement = folder / f"{name}.json"
@@ -218,7 +276,7 @@ class _Federation:
 
     def _environment(self) -> dict[str, str]:
         # Every process alone would take all cores for itself; together they would only wait for each other.
-        threads = str(max(1, (os.cpu_count() or 1) // len(self._groups)))
+        threads = str(max(1, (os.cpu_count() or 1) // len(self._processes)))
         given = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "MALLOC_ARENA_MAX": "2"}
         return {name: os.environ.get(name, value) for name, value in given.items()}
 

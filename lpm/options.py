@@ -44,7 +44,8 @@ class Options:
         settings: `--set key=value` as given: a parameter's name, or a dotted key of `scenario.toml`.
         out: the run's directory (None: a fresh `runs/<scenario>-<n>`).
         json: print one JSON object and nothing else on standard output.
-        parties: how many processes the institutions of the scenario are spread over.
+        parties: how many parties the institutions of the scenario are spread over.
+        processes: how many processes the parties share (None: one each, where the machine can hold them).
         simulate_only: run one federated simulation and no calibration.
         sharing: one of `SHARINGS`.
         control: one of `CONTROLS`.
@@ -69,6 +70,7 @@ class Options:
     out: Path | None = None
     json: bool = False
     parties: int | None = None
+    processes: int | None = None
     simulate_only: bool = False
     sharing: str = "crypten"
     control: str = "flower"
@@ -83,6 +85,7 @@ class Options:
         for flag in ("steps", "agents", "iterations", "checkpoint_every"):
             _require_whole(flag, getattr(self, flag), 1)
         _require_whole("seed", self.seed, 0, 2**63 - 1)
+        _require_whole("processes", self.processes, 1)
         if self.parties is not None:
             _require_whole("parties", self.parties, 1)
             if self.parties < 3:

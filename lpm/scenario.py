@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import sys
+import threading
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "Declared", "Federation", "PublicNetwork", "PublicOutput", "Scenario", "load"]
 
 MODEL_FILE = "model.py"
+_IMPORTING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -304,8 +306,11 @@ class Scenario:
         if not path.is_file():
             raise InputError(f"{path} is missing.", "A scenario's folder holds scenario.toml and model.py.")
         name = f"_lpm_scenario_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-        if name in sys.modules:
-            return sys.modules[name]
+        with _IMPORTING:  # several parties may share a process, each in a thread of its own
+            return sys.modules[name] if name in sys.modules else self._import(path, name)
+
+    @staticmethod
+    def _import(path: Path, name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

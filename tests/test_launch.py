@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lpm.errors import InputError, PeerLost
-from lpm.launch import federate, group_institutions
+from lpm.launch import MOST_PROCESSES, federate, group_institutions, share_processes
 from lpm.node_keys import collect_node_keys, registered_keys
 from lpm.options import Options
 from lpm.processes import announce, free_port, parse_address, start, stop, to_exit_code
@@ -30,6 +30,20 @@ def test_each_institution_is_a_party_of_its_own_unless_fewer_are_asked_for() -> 
     }
     long = [f"{number}{'x' * 40}" for number in range(4)]
     assert list(group_institutions(long, 3)) == ["party-1", long[2], long[3]]
+
+
+def test_parties_share_processes_where_the_machine_can_not_hold_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert share_processes(BOROUGHS, None) == [(name,) for name in BOROUGHS]
+    many = [f"party-{number}" for number in range(42)]
+    shared = share_processes(many, None)
+    assert len(shared) == MOST_PROCESSES and {len(each) for each in shared} == {7}
+    assert [name for each in shared for name in each] == many
+    assert share_processes(many, 42) == [(name,) for name in many]
+    assert [len(each) for each in share_processes(BOROUGHS, 2)] == [3, 2]
+    assert share_processes(BOROUGHS, 9) == [(name,) for name in BOROUGHS]
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert share_processes(many, None) == [(name,) for name in many]
 
 
 @pytest.mark.parametrize("count", [2, 6])

@@ -68,7 +68,7 @@ MIDWINTER = dt.date(2021, 1, 15)
 IN_BED = 9.0
 """Days in bed that those in hospital at the start are reckoned with."""
 
-BETWEEN, BETWEEN_SPECIAL = 0.5, 1.5
+BETWEEN, BETWEEN_SPECIAL = 0.8, 1.5
 """Standard deviation, among hospitals, of the logarithm of how many more or fewer patients they have than their
 catchment explains; the second is of hospitals for one kind of patient. Assumptions. The factor itself is integrated out
 at the hospital (`lpm.institution_effect`)."""
