@@ -292,7 +292,7 @@ class Contagion(Protocol):
                 fixed[self.stage(stage)[0]] = positions
         if bool((total.detach() > 1.0).any()):
             raise InputError(f"The initial shares of {self.name} sum to more than 1.")
-        state = step.executor.start(self.spec, cumulative, fixed, step.uniform()[0], step.lanes)
+        state = step.executor.start(self.spec, cumulative, fixed, step.address, step.lanes)
         return Change(state=state)
 
     def emit(self, step: Step, network: str) -> Summed:
@@ -313,7 +313,7 @@ class Contagion(Protocol):
         if self.infectivity is not None:
             relative = self.infectivity.through(step.state[self.infectivity.key])
         if not full:
-            return Tables({}, {}, {}, np.empty(0, dtype=np.uint64), relative)
+            return Tables({}, {}, {}, step.address, relative)
         lanes = step.lanes
         factors = {
             name: (step.value(value) * step.env.get(f"scale/{name}", torch.ones((), dtype=torch.float64)))
@@ -337,7 +337,7 @@ class Contagion(Protocol):
             for sub in parts[:-1]:
                 cumulative[sub] = (chance,)
             cumulative[parts[-1]] = tuple(chance * torch.from_numpy(share)[:, None] for share in self._splits[source])
-        return Tables(cumulative, factors, sizes, step.uniform()[0], relative)
+        return Tables(cumulative, factors, sizes, step.address, relative)
 
     def occupancy(self, step: Step, stages: str) -> Tensor:
         """1 where an agent is in one of the stages, else 0 [agents, lanes]."""

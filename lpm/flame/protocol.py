@@ -91,9 +91,14 @@ class Step:
             )
         return self.env[name]
 
-    def uniform(self, block: int = 0, words: int = 1) -> NDArray[np.uint64]:
-        """Uniform 32-bit words (up to four) for each agent, at this step's and protocol's address [words, agents]."""
-        return rng.uniform_words(self.seed, self.t, self.number, self.model.population.addresses, block, words)
+    @property
+    def address(self) -> rng.Address:
+        """Where the random words of this step and protocol stand."""
+        return rng.Address(self.seed, self.t, self.number, self.model.population.numbering)
+
+    def uniform(self, variate: int = 0, variates: int = 1) -> NDArray[np.uint64]:
+        """Uniform 32-bit words for each agent, at this step's and protocol's address [variates, agents]."""
+        return self.address.words(variate, variates)
 
     def arrays(self, protocol: str) -> dict[str, Tensor]:
         """The arrays of one protocol by their short names."""
