@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -191,6 +191,15 @@ class Contagion(Protocol):
 
     def fused(self) -> bool:
         return self.infectivity is None
+
+    def shard(self, positions: NDArray[np.int64]) -> Contagion:
+        initial: dict[str, Expression | float | ArrayLike] = {}
+        for stage, value in self._initial.items():
+            if isinstance(value, Expression):
+                initial[stage] = value
+            else:
+                initial[stage] = np.flatnonzero(np.isin(positions, np.asarray(value, dtype=np.int64)))
+        return replace(self, initial=initial)
 
     # ---- compile
 

@@ -8,6 +8,7 @@ the environment e is passed on from one protocol to the next, so a lockdown plac
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,14 @@ class Protocol:
     def networks(self) -> tuple[str, ...]:
         """The networks it emits into."""
         return ()
+
+    def shard(self, positions: NDArray[np.int64]) -> Protocol:
+        """The same protocol for some of the agents; one that keeps an array by agent cuts it here.
+
+        Args:
+            positions: which, ascending.
+        """
+        return copy.copy(self)
 
     def fused(self) -> bool:
         """Whether the fused executors can run it in plain mode."""

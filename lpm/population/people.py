@@ -60,6 +60,15 @@ class Population:
         """The agents' ids, written out [agents]."""
         return self.numbering.array()
 
+    def shard(self, positions: NDArray[np.int64]) -> Population:
+        """Some of these people, with their ids and attributes.
+
+        Args:
+            positions: which, ascending.
+        """
+        attributes = {name: np.asarray(values)[positions] for name, values in self.attributes.items()}
+        return Population(positions.size, self.addresses[positions], attributes, self.weight)
+
     @property
     def households(self) -> Groups:
         """The attribute `household` as a local network."""
