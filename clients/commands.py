@@ -29,7 +29,7 @@ def client(
         str,
         typer.Option(help="Institutions held, with commas (of several parties, with ; between); as named if empty."),
     ] = "",
-    sharing: Annotated[str, typer.Option(help="The engine of the secure sum.")] = "crypten",
+    sharing: Annotated[str, typer.Option(help="The engine of the secure sum: crypten or masked.")] = "crypten",
     agents: Annotated[int | None, typer.Option(help="Agents of all parties together.")] = None,
     seed: Annotated[int | None, typer.Option(help="A public seed, for repeatable tests; else a secret one.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, as often as needed.")] = None,

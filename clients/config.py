@@ -33,7 +33,7 @@ class ClientConfig:
         coordinator: HOST:PORT of the coordinator's data plane.
         institutions: the scenario's institutions this party holds; its own name if empty.
         session: the session's name; "" until the coordinator has named it.
-        sharing: how sums are shared ("crypten").
+        sharing: how sums are shared ("crypten" or "masked").
         agents: agents of the whole population, all parties together; None: as the scenario says.
         seed: the public seed for repeatable tests; None: the party's own secret one.
         settings: `--set key=value` as given: scenario keys the coordinator's side changes too.

@@ -18,6 +18,7 @@ from clients.steward import Steward
 from clients.streams import join
 from lpm.checkpoint import CheckpointStore, atomic_write
 from lpm.errors import InputError
+from lpm.privacy import DROPPABLE
 from lpm.processes import peak_memory_mb
 from lpm.protocol.identity import load_identity
 from lpm.protocol.manifest import Manifest
@@ -104,6 +105,10 @@ def _take_part(config: ClientConfig, scenario: Scenario, key: bytes, steward: St
 
 def _require_terms(manifest: Manifest, scenario: Scenario) -> None:
     terms = manifest.terms
+    if not set(terms.droppable) <= set(DROPPABLE):
+        raise InputError(
+            f"The manifest lets the rounds of {', '.join(terms.droppable)} lose parties: only {', '.join(DROPPABLE)}."
+        )
     for what, theirs, own in (
         ("scenario", terms.scenario, scenario.name),
         ("steps", terms.steps, scenario.steps),

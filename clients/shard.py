@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ class Shard:
     ) -> None:
         self.scenario, self.seed, self.folder, self.every = scenario, seed, folder, every
         self._key = key
+        self._openings = RoundLog(folder / "openings.log", key)
         model = scenario.build(institutions, seed=0)
         if left_out:
             model = model.without(np.asarray(left_out, dtype=np.uint64))
@@ -120,6 +122,9 @@ class Shard:
             the released bands, after a forecast by the posterior.
         """
         world.take(task.trajectory, task.digest)
+        world.openings = self._openings
+        # A loss is the same loss whichever way its gradient is asked for.
+        world.question = hashlib.sha256(self.question(replace(task, gradient="none")).encode()).digest()
         theta = np.asarray(task.theta)
         if theta.shape[1] != len(self.scenario.parameters) or not theta.shape[0]:
             raise SessionRefused(

@@ -22,10 +22,24 @@ import grpc.aio
 from clients.config import ClientConfig, own_folder
 from lpm.errors import InputError, LpmError, PeerLost, PolicyRefused, SessionRefused
 from lpm.privacy import load_engine, make_engine
-from lpm.privacy.secure_sum import Channel, Header, Parcel, SecureSum
+from lpm.privacy.dropout import dropout_note
+from lpm.privacy.secure_sum import Channel, Header, Parcel, SecureSum, Stage
 from lpm.protocol.identity import COORDINATOR, Identity, load_identity
 from lpm.protocol.manifest import Manifest
-from lpm.protocol.messages import Done, Leave, Lost, Message, Refused, Release, Reply, Share, Task, TaskMessage
+from lpm.protocol.messages import (
+    Done,
+    Leave,
+    Lost,
+    Message,
+    Refused,
+    Release,
+    Reply,
+    Share,
+    StageMessage,
+    StageReply,
+    Task,
+    TaskMessage,
+)
 from lpm.protocol.session import PartyMachine, Phase
 from lpm.protocol.wire import METHOD, OPTIONS, Tap
 
@@ -49,6 +63,13 @@ class _StreamChannel(Channel):
     def exchange(self, header: Header, bodies: Sequence[bytes]) -> Sequence[Parcel]:
         return self._session._round(header, bodies, self._seconds).parcels
 
+    def combine(self, header: Header, body: bytes) -> bytes | memoryview:
+        parcels = self._session._round(header, [] if header.raised else [body], self._seconds).parcels
+        return parcels[0].body if len(parcels) == 1 else b""
+
+    def converse(self, header: Header, stage: Stage, parts: Sequence[bytes]) -> Sequence[bytes]:
+        return self._session._stage(header, stage, parts, self._seconds)
+
     def deliver(self, header: Header, body: bytes) -> None:
         self._session._round(header, [] if header.raised else [body], self._seconds)
 
@@ -66,7 +87,7 @@ class PartySession:
         self._formed: Future[None] = Future()
         self._tasks: queue.SimpleQueue[TaskMessage | LpmError] = queue.SimpleQueue()
         self._numbers: dict[bytes, int] = {}
-        self._replies: dict[bytes, Future[Reply]] = {}
+        self._replies: dict[tuple[bytes, int], Future[Reply | StageReply]] = {}
         self._lock = threading.Lock()
         self._failure: LpmError | None = None
         self._finished = False
@@ -155,19 +176,30 @@ class PartySession:
     # In the caller's thread.
 
     def _round(self, header: Header, bodies: Sequence[bytes], seconds: float) -> Reply:
-        reply: Future[Reply] = Future()
+        answer = self._ask(Share(header, bodies), header, 0, seconds)
+        assert isinstance(answer, Reply)
+        self.rounds += 1
+        return answer
+
+    def _stage(self, header: Header, stage: Stage, parts: Sequence[bytes], seconds: float) -> Sequence[bytes]:
+        answer = self._ask(StageMessage(header, stage, parts), header, stage, seconds)
+        assert isinstance(answer, StageReply)
+        self.rounds += stage == Stage.REVEAL
+        return [bytes(part) for part in answer.parts]
+
+    def _ask(self, message: Message, header: Header, stage: int, seconds: float) -> Reply | StageReply:
+        reply: Future[Reply | StageReply] = Future()
         with self._lock:
             if self._failure is not None:
                 raise self._failure
-            self._replies[header.round.context()] = reply
-        self._post(Share(header, bodies).encode())
+            self._replies[header.round.context(), stage] = reply
+        self._post(message.encode())
         try:
             answer = reply.result(seconds)
         except TimeoutError:
             raise PeerLost(COORDINATOR, f"no answer within {seconds:g} s") from None
         if answer.refusal is not None:
             raise answer.refusal
-        self.rounds += 1
         return answer
 
     def _post(self, frame: bytes | None) -> None:
@@ -280,9 +312,10 @@ class PartySession:
     def _hand_on(self, news: Message | None) -> None:
         if isinstance(news, TaskMessage):
             self._tasks.put(news)
-        elif isinstance(news, Reply):
+        elif isinstance(news, Reply | StageReply):
+            stage = news.stage if isinstance(news, StageReply) else 0
             with self._lock:
-                waiting = self._replies.pop(news.round.context(), None)
+                waiting = self._replies.pop((news.round.context(), stage), None)
             if waiting is None:
                 self._fail(SessionRefused("The coordinator answered a round that this party did not begin."))
             elif not waiting.cancelled():
@@ -318,7 +351,9 @@ class PartySession:
             keys, terms = self._machine.keys, self.manifest.terms
             assert keys is not None
             channel = _StreamChannel(self, keys.me, keys.parties, terms.deadline_seconds + _GRACE_SECONDS)
-            self._sum = make_engine(terms.sharing, keys, channel)
+            self._sum = make_engine(terms.sharing, keys, channel, terms.droppable, self._machine.witness())
+            if terms.sharing == "masked":
+                _log.info("%s", dropout_note(keys.parties, terms.droppable))
         except BaseException:
             self.close("it stopped")
             raise

@@ -5,6 +5,8 @@ It is a backend of `lpm.calibration.study` whose every answer is a sum over the 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from server.relay import CoordinatorSession
 
 __all__ = ["FederatedBackend"]
 
+_log = logging.getLogger(__name__)
+
 
 class FederatedBackend:
     """Evaluates by asking the parties of a session.
@@ -24,9 +28,16 @@ class FederatedBackend:
     Args:
         session: formed.
         scenario: its public part.
+        on_partial: told of each sum that was opened without somebody.
     """
 
-    def __init__(self, session: CoordinatorSession, scenario: Scenario) -> None:
+    def __init__(
+        self,
+        session: CoordinatorSession,
+        scenario: Scenario,
+        on_partial: Callable[[dict[str, Any]], object] = lambda partial: None,
+    ) -> None:
+        self._on_partial = on_partial
         self.session, self.scenario = session, scenario
         self.releases: dict[str, Release] = {}
         self._bits = scenario.federation.fraction_bits
@@ -43,10 +54,24 @@ class FederatedBackend:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """See `study.Backend`."""
         task = self._ask("evaluate", theta, trajectory, estimator, estimator=estimator, replicates=replicates)
-        loss = self._decode(self.session.receive("loss", task))
-        gradient = self._decode(self.session.receive("gradient", task)).reshape(theta.shape)
+        loss = self._decode_partial("loss", task)
+        gradient = self._decode_partial("gradient", task).reshape(theta.shape)
         self.session.releases(task)
         return loss, gradient
+
+    def _decode_partial(self, tensor: str, task: Task) -> NDArray[np.float64]:
+        """A sum that may be the survivors' alone, which then stands for all.
+
+        It is used rather than thrown away because it can't be asked for again: the difference of two sums of different
+        parties would be somebody's own. The session ends before the next simulation, which needs everybody.
+        """
+        opened = self.session.receive_from(tensor, task)
+        here, roster = len(opened.parties), len(self.session.parties)
+        if here < roster:
+            missing = ", ".join(party for party in self.session.parties if party not in opened.parties)
+            _log.warning("The %s of trajectory %d is without %s: scaled up.", tensor, task.trajectory, missing)
+            self._on_partial({"tensor": tensor, "trajectory": task.trajectory, "without": missing})
+        return self._decode(opened.words) * (roster / here)
 
     def _decode(self, words: NDArray[np.int64]) -> NDArray[np.float64]:
         """Numbers of an opened sum; beyond 2^57 words some party marked its own as not finite."""

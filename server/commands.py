@@ -24,7 +24,7 @@ def coordinator(
     data_address: Annotated[str, typer.Option(help="HOST:PORT where the parties' data streams are taken.")],
     control_address: Annotated[str, typer.Option(help="HOST:PORT where the parties report.")] = "127.0.0.1:9092",
     control: Annotated[str, typer.Option(help="flower (a SuperLink) or streams.")] = "flower",
-    sharing: Annotated[str, typer.Option(help="The engine of the secure sum.")] = "crypten",
+    sharing: Annotated[str, typer.Option(help="The engine of the secure sum: crypten or masked.")] = "crypten",
     agents: Annotated[int | None, typer.Option(help="Agents of all parties together.")] = None,
     steps: Annotated[int | None, typer.Option(help="Days to simulate.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,

@@ -28,7 +28,7 @@ class CoordinatorConfig:
         parties: the roster, in the order of the session; at least 3.
         data_address: HOST:PORT where the data plane listens.
         session: the session's name; a new one for every start, also when a run is resumed.
-        sharing: how sums are shared ("crypten").
+        sharing: how sums are shared ("crypten" or "masked").
         agents: agents of the whole population; None: as the scenario says.
         steps: time steps; None: as the scenario says.
         iterations: optimiser steps; None: as the scenario says.

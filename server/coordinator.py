@@ -12,6 +12,8 @@ import torch
 from lpm.calibration.study import Progress
 from lpm.calibration.study import run as run_study
 from lpm.checkpoint import CheckpointStore
+from lpm.privacy import DROPPABLE
+from lpm.privacy.dropout import dropout_note
 from lpm.processes import peak_memory_mb
 from lpm.protocol.identity import COORDINATOR
 from lpm.protocol.manifest import Terms
@@ -25,6 +27,18 @@ from server.config import CoordinatorConfig, own_folder
 from server.relay import CoordinatorSession, gather
 
 __all__ = ["run"]
+
+_ENGINES = {
+    "crypten": (
+        "additive shares over all pairs of institutions, end-to-end sealed; n−2 colluding institutions learn only the "
+        "sum of the other two."
+    ),
+    "masked": (
+        "masks over all pairs of institutions, added up by the coordinator under one more mask that it does not know; "
+        "one institution that colludes with it lets it read group sums; n−2 that collude learn only the sum of the "
+        "other two."
+    ),
+}
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +83,8 @@ def run(config: CoordinatorConfig) -> dict[str, Any]:
     with gather(config, terms) as session:
         gathered = time.monotonic()
         _log.info("All %d parties are in; manifest %s.", len(config.parties), session.manifest.digest.hex()[:16])
-        backend = FederatedBackend(session, scenario)
-        facts = _facts(scenario, terms)
+        backend = FederatedBackend(session, scenario, lambda partial: _note_partial(record, partial))
+        facts = _facts(scenario, terms, len(config.parties))
         if config.simulate_only:
             theta = np.array([[each.value for each in scenario.declared]])
             words = backend.words(theta, _SIMULATION, plain=True)
@@ -147,6 +161,7 @@ def _calibrate(
             )
     withheld = [name for name in scenario.institutions if name not in released]
     record.update(gradient={"estimator": study.choice.estimator, "reason": study.choice.reason})
+    facts = facts + _partial_facts(record)
     return write_study(record, scenario, study, fits=fits, withheld=withheld, facts=facts, seed=seed)
 
 
@@ -161,6 +176,7 @@ def _terms(config: CoordinatorConfig, scenario: Scenario) -> Terms:
         scenario_hash=scenario.hash,
         session=config.session,
         sharing=config.sharing,
+        droppable=DROPPABLE if config.sharing == "masked" and not config.simulate_only else (),
         fraction_bits=scenario.federation.fraction_bits,
         bounds={name: network.bound * scenario.agents for name, network in scenario.networks.items()},
         exponents={name: scenario.federation.fraction_bits for name in scenario.networks},
@@ -174,7 +190,7 @@ def _terms(config: CoordinatorConfig, scenario: Scenario) -> Terms:
     )
 
 
-def _facts(scenario: Scenario, terms: Terms) -> list[Fact]:
+def _facts(scenario: Scenario, terms: Terms, parties: int) -> list[Fact]:
     """Who could see what, for the report."""
     groups = ", ".join(f"{name} ({network.groups})" for name, network in scenario.networks.items())
     facts = [
@@ -189,14 +205,28 @@ def _facts(scenario: Scenario, terms: Terms) -> list[Fact]:
             "Sums over all institutions of the public outputs "
             f"({', '.join(scenario.outputs)}), of losses, gradients and forecast scores.",
         ),
-        Fact(
-            "Engine",
-            f"{terms.sharing}: additive shares over all pairs of institutions, end-to-end sealed; n−2 colluding "
-            "institutions learn only the sum of the other two.",
-        ),
+        Fact("Engine", f"{terms.sharing}: {_ENGINES[terms.sharing]}"),
         Fact("Fits", "Bands and series of an institution are shown only where it consented to release them."),
     ]
+    if terms.sharing == "masked":
+        facts.append(Fact("Lost institutions", dropout_note(parties, terms.droppable)))
     return facts + [Fact("Weaker than the default", text, weaker=True) for text in terms.weaker]
+
+
+def _note_partial(record: Run, partial: dict[str, Any]) -> None:
+    record.update(partial=[*record.record().get("partial", []), partial])
+
+
+def _partial_facts(record: Run) -> list[Fact]:
+    """What a reader must know of sums that were opened without somebody."""
+    return [
+        Fact(
+            "Sum without everybody",
+            f"The {each['tensor']} of trajectory {each['trajectory']} is without {each['without']}, scaled up.",
+            weaker=True,
+        )
+        for each in record.record().get("partial", [])
+    ]
 
 
 def _account(record: Run, session: CoordinatorSession, began: float, gathered: float, worked: float) -> None:

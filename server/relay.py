@@ -10,7 +10,8 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from lpm.errors import InputError, LpmError, PeerLost, RoundRefused, SessionRefused
 from lpm.privacy import require_engine
 from lpm.privacy.composition import Composed
-from lpm.privacy.secure_sum import Round
+from lpm.privacy.dropout import dropout_note
+from lpm.privacy.recovery import Step
+from lpm.privacy.secure_sum import Round, Stage
 from lpm.protocol.identity import COORDINATOR, load_identity
 from lpm.protocol.manifest import Manifest, Terms
 from lpm.protocol.messages import Done, Leave, Lost, Message, Refused, Release, Share, Task, TaskMessage
@@ -29,7 +32,7 @@ from lpm.protocol.wire import Tap
 from server.config import CoordinatorConfig, own_folder
 from server.streams import Listener, StreamServer
 
-__all__ = ["CoordinatorSession", "gather"]
+__all__ = ["CoordinatorSession", "PartialSum", "gather"]
 
 _log = logging.getLogger(__name__)
 _FAREWELL_SECONDS = 5.0
@@ -40,6 +43,23 @@ _FINISH = Task("finish", 2**64 - 1, np.zeros((0, 0)))
 
 class _Cancellable(Protocol):
     def cancel(self) -> None: ...
+
+
+_Awaited = Round | tuple[Round, Stage] | int
+"""What a deadline is of: a round, a stage of one that can lose parties, or a task by its number."""
+
+
+@dataclass(frozen=True, eq=False)
+class PartialSum:
+    """A total, and whose it is.
+
+    Args:
+        words: [words] the sum mod 2^64.
+        parties: whose contributions are in it.
+    """
+
+    words: NDArray[np.int64]
+    parties: tuple[str, ...]
 
 
 class CoordinatorSession(Listener):
@@ -58,10 +78,10 @@ class CoordinatorSession(Listener):
         self._ending = False
         self._refusal: RoundRefused | None = None
         self._tasks: dict[bytes, int] = {}
-        self._totals: dict[tuple[bytes, str], deque[NDArray[np.int64]]] = defaultdict(deque)
+        self._totals: dict[tuple[bytes, str], deque[PartialSum]] = defaultdict(deque)
         self._done: dict[int, dict[str, Release | None]] = defaultdict(dict)
         self._connected: set[str] = set()
-        self._timers: dict[Round | int, _Cancellable] = {}
+        self._timers: dict[_Awaited, _Cancellable] = {}
         self._traffic = (0, 0)
 
     def __enter__(self) -> Self:
@@ -117,30 +137,55 @@ class CoordinatorSession(Listener):
                     " again.",
                     "Give the repetition a new trajectory number.",
                 )
+            if self._machine.lost:
+                loss = self._machine.peer_lost()
+                self._in_loop(lambda: self._fail(loss))
+                raise loss
             message = self._machine.begin_task(lambda number: TaskMessage(number, task))
             self._tasks[task.digest] = message.number
         frame = message.encode()
         self._in_loop(lambda: self._send_all(frame))
 
-    def receive(self, tensor: str, task: Task) -> NDArray[np.int64]:
-        """Wait for a total that the parties open to the coordinator in a task.
+    def receive_from(self, tensor: str, task: Task) -> PartialSum:
+        """Wait for a total that the parties open to the coordinator in a task, and hear whose it is.
 
         Args:
             tensor: its name.
             task: which was broadcast.
 
         Returns:
-            [words] the sum over all parties mod 2^64; the next one, if the task opens the name several times.
+            The sum, of all parties but where the manifest lets a round lose some; the next one, if the task opens the
+            name several times.
 
         Raises:
             PeerLost: if a party is lost.
             SessionRefused: if a party broke the rules or refused to go on.
         """
         number, totals = self._number(task), self._totals[task.digest, tensor]
-        self._wait(lambda: bool(totals) or len(self._done[number]) == len(self.parties))
+        self._wait(lambda: bool(totals) or self._all_done(number))
         if not totals:
             raise SessionRefused(f"The parties did the task {task.kind} without opening {tensor!r}.")
         return totals.popleft()
+
+    def receive(self, tensor: str, task: Task) -> NDArray[np.int64]:
+        """Wait for a total of *all* parties that they open to the coordinator in a task.
+
+        Args:
+            tensor: its name.
+            task: which was broadcast.
+
+        Returns:
+            [words] the sum mod 2^64; the next one, if the task opens the name several times.
+
+        Raises:
+            PeerLost: if a party is lost, also if the others opened their sum without it.
+            SessionRefused: if a party broke the rules or refused to go on.
+        """
+        opened = self.receive_from(tensor, task)
+        missing = [party for party in self.parties if party not in opened.parties]
+        if missing:
+            raise PeerLost(", ".join(missing), f"{tensor!r} was opened without it")
+        return opened.words
 
     def releases(self, task: Task) -> dict[str, Release]:
         """Wait until all parties have done a task.
@@ -156,9 +201,9 @@ class CoordinatorSession(Listener):
             SessionRefused: if a party broke the rules or refused to go on.
         """
         number = self._number(task)
-        self._wait(lambda: len(self._done[number]) == len(self.parties))
+        self._wait(lambda: self._all_done(number))
         done = self._done[number]
-        return {party: release for party in self.parties if (release := done[party]) is not None}
+        return {party: release for party in self.parties if (release := done.get(party)) is not None}
 
     @property
     def partings(self) -> dict[str, Release]:
@@ -212,7 +257,30 @@ class CoordinatorSession(Listener):
             said_goodbye = party in self._done.get(self._tasks.get(_FINISH.digest, -1), {})
             if said_goodbye or self._ending or self._failure is not None or self._machine.forget(party):
                 return
-        self._fail(PeerLost(party, "its connection broke or it stopped answering"))
+            failure = self._lose(party, PeerLost(party, "its connection broke or it stopped answering"))
+        if failure is not None:
+            self._fail(failure)
+
+    def _lose(self, party: str, loss: PeerLost) -> LpmError | None:
+        """Go on without a party where the rounds under way allow it; what ends the session if they do not."""
+        led = self._machine.lose(party)
+        if led is None:
+            return loss
+        _log.warning("%s Rounds that need nobody in particular go on.", loss.message)
+        return self._follow(*led)
+
+    def _follow(self, frames: Sequence[tuple[str, bytes]], steps: Sequence[Step]) -> LpmError | None:
+        self._send_frames(frames)
+        failures = [failure for step in steps if (failure := self._step(step)) is not None]
+        for number, done in self._done.items():
+            if done and self._all_done(number):
+                self._unwatch(number)
+        self._changed.notify_all()
+        return failures[0] if failures else None
+
+    def _all_done(self, number: int) -> bool:
+        """Whether everybody who is still here has done a task."""
+        return set(self.parties) - set(self._machine.lost) <= set(self._done[number])
 
     def frame(self, party: str, frame: bytes) -> None:
         """See `Listener.frame`."""
@@ -221,60 +289,91 @@ class CoordinatorSession(Listener):
                 return
             try:
                 frames, news = self._machine.receive(party, frame)
-            except SessionRefused as problem:
+            except (SessionRefused, PeerLost) as problem:
                 failure: LpmError | None = problem
             else:
                 failure = self._take(party, news)
-                for to, reply in frames:
-                    self._send(to, reply)
+                self._send_frames(frames)
         if failure is not None:
             self._fail(failure)
 
-    def _take(self, party: str, news: Message | Composed | None) -> LpmError | None:
+    def _send_frames(self, frames: Sequence[tuple[str, bytes]]) -> None:
+        for to, reply in frames:
+            self._send(to, reply)
+
+    def _step(self, step: Step) -> LpmError | None:
+        """What a round that can lose parties has come to."""
+        if step.lost:
+            return PeerLost(", ".join(self.parties[place] for place in step.lost), "too few are left to open a sum")
+        if step.composed is not None:
+            self._composed(step.composed)
+        else:
+            self._watch((step.round, step.stage), self._deadline)
+        return None
+
+    def _composed(self, composed: Composed) -> None:
+        self.rounds += 1
+        self._unwatch(composed.round)
+        for stage in Stage:
+            self._unwatch((composed.round, stage))
+        final = composed.refusal is not None and (composed.refusal.diverged or composed.refusal.abort)
+        self._refusal = composed.refusal if final else None
+        if composed.total is not None:
+            everybody = tuple(range(len(self.parties)))
+            who = everybody if composed.survivors is None else composed.survivors
+            self._totals[composed.round.parameters, composed.round.tensor].append(
+                PartialSum(composed.total, tuple(self.parties[place] for place in who))
+            )
+            self._changed.notify_all()
+
+    def _take(self, party: str, news: Message | Composed | Step | None) -> LpmError | None:
+        if isinstance(news, Step):
+            return self._step(news)
         if isinstance(news, Share):
             self._watch(news.header.round, self._deadline)
             return None  # nobody waits for a share alone
         if isinstance(news, Composed):
-            self.rounds += 1
-            self._unwatch(news.round)
-            final = news.refusal is not None and (news.refusal.diverged or news.refusal.abort)
-            self._refusal = news.refusal if final else None
-            if news.total is None:
-                return None
-            self._totals[news.round.parameters, news.round.tensor].append(news.total)
-        elif isinstance(news, Done):
+            self._composed(news)
+            return None
+        if isinstance(news, Done):
             self._done[news.number][party] = news.release
             self._watch(news.number, _TASK_DEADLINES * self._deadline)
-            if len(self._done[news.number]) == len(self.parties):
+            if self._all_done(news.number):
                 self._unwatch(news.number)
         elif isinstance(news, Leave):
             if self._machine.forget(party):
                 return None  # who gives up before the session is formed is missing, not lost; it may come again
             # If the last round was called off for good, that is why the party leaves, and what a user wants to know.
-            return self._refusal or PeerLost(party, news.reason or "it left the session")
+            return self._refusal or self._lose(party, PeerLost(party, news.reason or "it left the session"))
         elif isinstance(news, Refused):
             return SessionRefused(f"{party} refused the session: {news.reason}")
         self._changed.notify_all()
         return None
 
-    def _watch(self, what: Round | int, seconds: float) -> None:
+    def _watch(self, what: _Awaited, seconds: float) -> None:
         """From the first party's answer in a round, or to a task, the others have so long."""
         if what not in self._timers:
             assert self._server is not None
             self._timers[what] = self._server.loop.call_later(seconds, self._overdue, what, seconds)
 
-    def _unwatch(self, what: Round | int) -> None:
+    def _unwatch(self, what: _Awaited) -> None:
         if (timer := self._timers.pop(what, None)) is not None:
             timer.cancel()
 
-    def _overdue(self, what: Round | int, seconds: float) -> None:
+    def _overdue(self, what: _Awaited, seconds: float) -> None:
+        failure: LpmError | None = None
         with self._changed:
-            if isinstance(what, Round):
+            if isinstance(what, tuple):
+                failure = self._follow(*self._machine.expire(*what))
+                late = []
+            elif isinstance(what, Round):
                 late = self._machine.waiting_for(what)
             else:
                 late = [party for party in self.parties if party not in self._done[what]]
         if late:
-            self._fail(PeerLost(", ".join(late), f"no answer within {seconds:g} s"))
+            failure = PeerLost(", ".join(late), f"no answer within {seconds:g} s")
+        if failure is not None:
+            self._fail(failure)
 
     def _fail(self, failure: LpmError) -> None:
         with self._changed:
@@ -375,4 +474,6 @@ def gather(config: CoordinatorConfig, terms: Terms, *, tap: Tap | None = None) -
     machine = CoordinatorMachine(identity, config.parties, terms)
     session = CoordinatorSession(machine, terms.deadline_seconds)
     session._gather(StreamServer(config.data_address, identity, session, tap), config.join_seconds)
+    if terms.sharing == "masked":
+        _log.info("%s", dropout_note(len(config.parties), terms.droppable))
     return session

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from lpm.errors import InputError, LpmError, PeerLost, RoundRefused, SessionRefused
-from lpm.privacy import make_engine, require_engine
+from lpm.errors import LpmError, SessionRefused
+from lpm.privacy import make_engine
 from lpm.privacy.composition import RoundComposer
 from lpm.privacy.crypten_engine import CrypTenSum, _load, load_crypten
 from lpm.privacy.masks import pair_mask
@@ -40,121 +40,6 @@ def _all(sums: Sequence[SecureSum], act: Callable[[int, SecureSum], Any]) -> lis
 
     with ThreadPoolExecutor(len(sums)) as pool:
         return list(pool.map(safely, range(len(sums))))
-
-
-@pytest.mark.parametrize("parties", [3, 5])
-def test_sums_are_exact_to_the_bit(parties: int) -> None:
-    hub, sums = in_memory_sums(parties)
-    generator = np.random.default_rng(1)
-    words = generator.integers(-(2**63), 2**63 - 1, (parties, 4, 25), dtype=np.int64, endpoint=True)
-    words[:, 0, :7] = 0
-    words[0, 0, :7] = [2**62, -(2**62), -1, 2**40 + 1, -(2**40) - 1, -(2**63), 2**63 - 1]
-    expected = words.view(np.uint64).sum(axis=0, dtype=np.uint64).view(np.int64)
-    before = words.copy()
-    for opened in _all(sums, lambda i, s: s.open_to_parties(_round(0), words[i], _AGREED)):
-        assert opened.dtype == np.int64 and (opened == expected).all()
-    assert _all(sums, lambda i, s: s.open_to_coordinator(_round(1), words[i], _AGREED)) == [None] * parties
-    assert (hub.totals[_round(1)] == expected.reshape(-1)).all()
-    assert (words == before).all()
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 0, 3), (3, 2)])
-def test_any_shape(shape: tuple[int, ...]) -> None:
-    _, sums = in_memory_sums(3)
-    for opened in _all(sums, lambda i, s: s.open_to_parties(_round(), np.full(shape, -i - 1), _AGREED)):
-        assert opened.shape == shape and (opened == -6).all()
-
-
-def test_openings_pipeline_in_any_order() -> None:
-    _, sums = in_memory_sums(3)
-
-    def several(place: int, engine: SecureSum) -> list[int]:
-        steps = list(range(8)) if place else list(range(7, -1, -1))
-        with ThreadPoolExecutor(8) as pool:
-            opened = dict(
-                zip(
-                    steps,
-                    pool.map(lambda t: engine.open_to_parties(_round(t), np.array([t * 10**place]), _AGREED), steps),
-                    strict=True,
-                )
-            )
-        return [int(opened[step][0]) for step in range(8)]
-
-    assert _all(sums, several) == [[111 * step for step in range(8)]] * 3
-
-
-@pytest.mark.parametrize("opening", ["open_to_parties", "open_to_coordinator"])
-@pytest.mark.parametrize(
-    ("flags", "wanted"),
-    [
-        (Flags(b"environment", rescale=True), (True, False, "")),
-        (Flags(b"environment", abort="a driver is missing"), (False, False, "a driver is missing")),
-        (Flags(b"another environment"), (False, True, "")),
-    ],
-)
-def test_one_party_calls_a_round_off_for_all(opening: str, flags: Flags, wanted: tuple[bool, bool, str]) -> None:
-    hub, sums = in_memory_sums(3)
-    said = [_AGREED, flags, _AGREED]
-    refusals = _all(sums, lambda i, s: getattr(s, opening)(_round(), np.array([i]), said[i]))
-    assert all(isinstance(each, RoundRefused) for each in refusals)
-    assert [(each.rescale, each.diverged, each.abort) for each in refusals] == [wanted] * 3
-    assert not hub.totals
-    if flags.raised:  # nothing that could be opened ever left that party
-        assert [bodies for party, bodies in hub.bodies if party == 1] == [()]
-    again = _all(sums, lambda i, s: s.open_to_parties(_round(attempt=1), np.array([i]), _AGREED))
-    assert [int(each[0]) for each in again] == [3, 3, 3]
-
-
-def test_different_lengths_open_nothing() -> None:
-    _, sums = in_memory_sums(3)
-    refusals = _all(sums, lambda i, s: s.open_to_parties(_round(), np.zeros(2 + (i == 2), dtype=np.int64), _AGREED))
-    assert all(isinstance(each, RoundRefused) and "length" in each.abort for each in refusals)
-
-
-def test_a_context_is_never_used_twice() -> None:
-    _, sums = in_memory_sums(3)
-    _all(sums, lambda i, s: s.open_to_parties(_round(), np.array([i]), _AGREED))
-    for opening in ("open_to_parties", "open_to_coordinator"):
-        for refused in _all(sums, lambda i, s: getattr(s, opening)(_round(), np.array([i + 1]), _AGREED)):  # noqa: B023
-            assert isinstance(refused, SessionRefused) and "never used twice" in str(refused)
-
-
-def test_other_parameters_open_nothing() -> None:
-    hub, sums = in_memory_sums(3)
-    rounds = [replace(_round(), parameters=bytes(31) + bytes((i == 2,))) for i in range(3)]
-    hub._deadline = 0.2
-    lost = _all(sums, lambda i, s: s.open_to_parties(rounds[i], np.array([i]), _AGREED))
-    assert all(isinstance(each, PeerLost) for each in lost)
-
-
-def test_a_lost_party_frees_all_who_wait() -> None:
-    hub, sums = in_memory_sums(3)
-
-    def act(place: int, engine: SecureSum) -> NDArray[np.int64] | None:
-        if place == 2:
-            hub.fail(PeerLost("queens", "its connection broke"))
-            return None
-        return engine.open_to_parties(_round(), np.array([place]), _AGREED)
-
-    assert [getattr(each, "party", None) for each in _all(sums, act)] == ["queens", "queens", None]
-
-
-def test_fewer_than_three_parties_are_refused() -> None:
-    with pytest.raises(InputError, match="at least 3"):
-        in_memory_sums(2)
-
-
-def test_only_words_are_added() -> None:
-    _, sums = in_memory_sums(3)
-    with pytest.raises(InputError, match="int64"):
-        sums[0].open_to_parties(_round(), np.array([0.5]), _AGREED)  # type: ignore[arg-type]
-
-
-def test_unknown_engine_names_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"'ring'.*crypten"):
-        require_engine("ring")
-    with pytest.raises(InputError, match="crypten"):
-        make_engine("ring", session_keys(3)[0], MemoryHub(3).channels()[0])
 
 
 def test_missing_crypten_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

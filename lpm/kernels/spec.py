@@ -19,7 +19,6 @@ from torch import Tensor
 from lpm import ring
 from lpm.networks import Groups, Network
 from lpm.relax import attach
-from lpm.rng import Address
 
 __all__ = ["Executor", "Spec", "Summed", "Tables", "hazards"]
 
@@ -64,14 +63,14 @@ class Tables:
         cumulative: sub-stage → cumulative probabilities of its exits, each [C, lanes].
         factors: hazard per unit of infectious pressure, by network [lanes].
         sizes: people in each cell, all shards together; None where sums aren't divided [cells].
-        uniform: where the agents' random words stand, one 32-bit word each.
+        uniform: 32-bit uniform words, one per agent [agents].
         relative: infectivity of each agent relative to its stage, where another protocol sets it [agents, lanes].
     """
 
     cumulative: Mapping[int, tuple[Tensor, ...]]
     factors: Mapping[str, Tensor]
     sizes: Mapping[str, Tensor | None]
-    uniform: Address
+    uniform: NDArray[np.uint64]
     relative: Tensor | None = None
 
 
@@ -129,7 +128,7 @@ class Executor(Contract):
         spec: Spec,
         cumulative: Mapping[int, Tensor],
         fixed: Mapping[int, NDArray[np.int64]],
-        uniform: Address,
+        uniform: NDArray[np.uint64],
         lanes: int,
     ) -> dict[str, Tensor]:
         """The first state: everybody in sub-stage 0 except those drawn (`cumulative`) or named (`fixed`)."""

@@ -28,6 +28,8 @@ class Composed:
         refusal: why nobody opens it; None if it is opened.
         parcels: [n][n − 1] messages for each party, in roster order of senders (opened to the parties).
         total: [words] sum mod 2^64 (opened to the coordinator).
+        survivors: places whose sum the total is, if not everybody's.
+        masked: [words] sum under the parties' own mask, for all of them (opened to the parties by a sum).
     """
 
     round: Round
@@ -35,6 +37,8 @@ class Composed:
     refusal: RoundRefused | None = None
     parcels: Sequence[Sequence[Parcel]] = ()
     total: NDArray[np.int64] | None = None
+    survivors: tuple[int, ...] | None = None
+    masked: bytes = b""
 
 
 @dataclass
@@ -55,6 +59,11 @@ class RoundComposer:
         self._parties = parties
         self._at_once = at_once
         self._pending: dict[bytes, _Pending] = {}
+
+    @property
+    def under_way(self) -> bool:
+        """Whether any round waits for a party."""
+        return bool(self._pending)
 
     def waiting_for(self, round: Round) -> list[int]:
         """Places of the parties that have not answered a round that is under way; none if it is not."""
@@ -108,7 +117,7 @@ class RoundComposer:
         if rescale or abort or diverged:
             refusal = RoundRefused(rescale=rescale, diverged=diverged, abort=abort)
             return Composed(first.round, first.opening, refusal)
-        if first.opening == Opening.COORDINATOR:
+        if first.opening != Opening.PARTIES:
             return self._add_up(first, [pending.bodies[i][0] for i in range(self._parties)])
         parcels = [
             # A party's bundle leaves itself out, so a later receiver's copy stands one place earlier.
@@ -128,4 +137,6 @@ class RoundComposer:
         total = np.zeros(len(shares[0]) // 8, dtype=np.uint64)
         for share in shares:
             total += np.frombuffer(share, dtype="<u8")
+        if header.opening == Opening.PARTIES_BY_SUM:
+            return Composed(header.round, header.opening, masked=total.tobytes())
         return Composed(header.round, header.opening, total=total.view(np.int64))

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from lpm.errors import InputError, LpmError
 from lpm.privacy.masks import zero_share, zero_share_xor
 from lpm.privacy.sealing import SealedRounds, SessionKeys
-from lpm.privacy.secure_sum import Channel, Flags, Header, Opening, Round, SecureSum, require_enough
+from lpm.privacy.secure_sum import Channel, Consent, Flags, Header, Opening, Round, SecureSum, require_enough
 from lpm.ring import words_to_bytes
 
 __all__ = ["CrypTenSum", "load_crypten"]
@@ -182,8 +182,12 @@ class CrypTenSum(SecureSum):
             total: NDArray[np.int64] = self._share(words, flags).reveal().numpy().reshape(words.shape)
         return total
 
-    def open_to_coordinator(self, round: Round, words: NDArray[np.int64], flags: Flags) -> None:
-        """See `SecureSum.open_to_coordinator`."""
+    def open_to_coordinator(
+        self, round: Round, words: NDArray[np.int64], flags: Flags, consent: Consent | None = None
+    ) -> None:
+        """See `SecureSum.open_to_coordinator`; nobody is ever left out."""
+        if consent is not None:
+            consent(tuple(range(self.parties)))
         scope = _Scope(self._keys, self._rounds, self._rounds.begin(round, Opening.COORDINATOR, flags))
         with _within(scope):
             self._share(words, flags).reveal(dst=self.parties)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from lpm.errors import SessionRefused
 from lpm.privacy.masks import derive
-from lpm.privacy.secure_sum import Channel, Flags, Header, Opening, Parcel, Round
+from lpm.privacy.secure_sum import Channel, Flags, Header, Opening, Parcel, Round, Stage
 
 __all__ = ["Kind", "SealedRounds", "SequenceWindow", "SessionKeys"]
 
@@ -34,6 +34,7 @@ class Kind(enum.IntEnum):
 
     GROUP_KEY = 1
     SHARE = 2
+    SEED = 3
 
 
 class SessionKeys:
@@ -139,6 +140,23 @@ class SessionKeys:
             if len(parts[sender]) != 32:
                 raise SessionRefused(f"Party {sender}'s part of the group key has {len(parts[sender])} bytes: 32.")
         self._group = derive(b"".join(parts[place] for place in sorted(parts)), b"lpm/group/v1" + self.binding)
+
+    def group_key(self, purpose: bytes, context: bytes) -> bytes:
+        """A key that all parties derive and the coordinator can't; one colluding party gives it away.
+
+        Args:
+            purpose: what the key is for.
+            context: of the round; never the same twice for one purpose.
+
+        Returns:
+            32 bytes.
+
+        Raises:
+            SessionRefused: if the group's key is not agreed yet.
+        """
+        if not self._group:
+            raise SessionRefused("The group's key is not agreed yet.")
+        return derive(self._group, b"lpm/group/" + purpose + context)
 
     def keyed_digest(self, round: Round, digest: bytes) -> bytes:
         """The environment's digest as the coordinator may see it: equal when equal, and no help in guessing sums.
@@ -265,6 +283,47 @@ class SealedRounds:
                 raise SessionRefused(f"The share of party {sender} was sent before, or has another length than mine.")
             opened.append(message)
         return opened
+
+    def to_sum(self, header: Header, payload: bytes) -> bytes | memoryview:
+        """Give the coordinator this party's masked words and take the sum of everybody's.
+
+        Args:
+            header: from `begin`; if it raises a flag nothing is sent.
+            payload: the masked words.
+
+        Returns:
+            The sum, still under the group's mask, as long as the payload.
+
+        Raises:
+            RoundRefused: at every party if any raised a flag or the digests differ.
+            SessionRefused: if the answer is none to this round.
+            PeerLost: naming who went away.
+        """
+        total = self._channel.combine(header, b"" if header.raised else payload)
+        if header.raised or len(total) != len(payload):
+            raise SessionRefused("The coordinator answered a round that this party had called off, or cut it short.")
+        return total
+
+    def stage(self, header: Header, stage: Stage, parts: Sequence[bytes]) -> Sequence[bytes]:
+        """Send one message of a droppable round and take the answer.
+
+        Args:
+            header: from `begin`; if it raises a flag nothing is sent.
+            stage: which message.
+            parts: of the message.
+
+        Returns:
+            The parts of the answer.
+
+        Raises:
+            RoundRefused: at every party if any raised a flag or the digests differ.
+            SessionRefused: if the answer is none to this round.
+            PeerLost: naming who went away.
+        """
+        answer = self._channel.converse(header, stage, [] if header.raised else parts)
+        if header.raised:
+            raise SessionRefused("The coordinator answered a round that this party had called off.")
+        return answer
 
     def to_coordinator(self, header: Header, payload: bytes) -> None:
         """Give the coordinator this party's masked share.

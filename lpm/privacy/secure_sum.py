@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,22 @@ from numpy.typing import NDArray
 
 from lpm.errors import InputError
 
-__all__ = ["MINIMUM_PARTIES", "Channel", "Flags", "Header", "Opening", "Parcel", "Round", "SecureSum", "require_enough"]
+__all__ = [
+    "MINIMUM_PARTIES",
+    "Channel",
+    "Consent",
+    "Flags",
+    "Header",
+    "Opening",
+    "Parcel",
+    "Round",
+    "SecureSum",
+    "Stage",
+    "require_enough",
+]
+
+Consent = Callable[[tuple[int, ...]], None]
+"""Called with the places whose sum is about to be opened, before anything is revealed; refuses by raising."""
 
 _ROUND = struct.Struct("<QqI32sB")
 _TENSOR_BYTES = 64
@@ -101,10 +116,23 @@ class Flags:
 
 
 class Opening(enum.IntEnum):
-    """To whom a total is opened."""
+    """To whom a total is opened, and by whom it is added up."""
 
     PARTIES = 1
+    """To the parties: each sends every other a sealed copy, and adds up."""
     COORDINATOR = 2
+    """To the coordinator, which adds up masked words."""
+    PARTIES_BY_SUM = 3
+    """To the parties: the coordinator adds up masked words and hands all the sum, under a mask it can't take off."""
+
+
+class Stage(enum.IntEnum):
+    """Which message of a droppable round: what goes up, and what comes down once enough have sent theirs."""
+
+    SEEDS = 1
+    CONTRIBUTION = 2
+    SIGNATURE = 3
+    REVEAL = 4
 
 
 @dataclass(frozen=True)
@@ -173,6 +201,39 @@ class Channel(ABC):
         """
 
     @abstractmethod
+    def combine(self, header: Header, body: bytes) -> bytes | memoryview:
+        """Give the coordinator masked words and get the sum of everybody's, which it can't read either.
+
+        Args:
+            header: of this message.
+            body: the masked words; empty if the header raises a flag.
+
+        Returns:
+            The sum of all bodies, word by word mod 2^64.
+
+        Raises:
+            RoundRefused: at every party if any raised a flag or the digests differ.
+            PeerLost: naming who went away.
+        """
+
+    @abstractmethod
+    def converse(self, header: Header, stage: Stage, parts: Sequence[bytes]) -> Sequence[bytes]:
+        """Send one message of a droppable round and wait for the answer to it.
+
+        Args:
+            header: of this round's messages.
+            stage: which of them.
+            parts: as the stage has them; none if the header raises a flag.
+
+        Returns:
+            The parts of the answer.
+
+        Raises:
+            RoundRefused: at every party if any raised a flag or the digests differ.
+            PeerLost: naming who went away, if too few are left.
+        """
+
+    @abstractmethod
     def deliver(self, header: Header, body: bytes) -> None:
         """Give the coordinator a masked share and wait until it has everybody's.
 
@@ -190,7 +251,8 @@ class SecureSum(ABC):
     """Adds up one contribution per party in Z_2^64; nobody sees any but its own, and the total.
 
     Guarantee: the total is exact (mod 2^64), or an exception is raised at every party and nothing is opened. With
-    n − 2 parties and the coordinator colluding, the two honest contributions stay unknown beyond their sum.
+    n − 2 parties and the coordinator colluding, the two honest contributions stay unknown beyond their sum; in a round
+    that can lose parties, with t − 1 of them and a curious coordinator, or 2t − n − 1 and a lying one.
     """
 
     parties: int
@@ -214,13 +276,18 @@ class SecureSum(ABC):
         """
 
     @abstractmethod
-    def open_to_coordinator(self, round: Round, words: NDArray[np.int64], flags: Flags) -> None:
+    def open_to_coordinator(
+        self, round: Round, words: NDArray[np.int64], flags: Flags, consent: Consent | None = None
+    ) -> None:
         """Add up, and open the total to the coordinator but not to the parties.
+
+        In a round that the manifest marks as droppable, the total may be that of the survivors alone.
 
         Args:
             round: address of this opening; never used before in this session.
             words: this party's contribution, of any shape, the same at all parties.
             flags: the digest of its environment, and whether it asks that nobody opens.
+            consent: judges whose sum is to be opened, before this party reveals anything.
 
         Raises:
             RoundRefused: at every party if any asked for another scale or to abort, or the digests differ.

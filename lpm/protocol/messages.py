@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.errors import InputError, RoundRefused, SessionRefused
-from lpm.privacy.secure_sum import Header, Opening, Parcel, Round
+from lpm.privacy.secure_sum import Header, Opening, Parcel, Round, Stage
 from lpm.protocol.manifest import MANIFEST_LIMIT
 
 __all__ = [
@@ -40,6 +40,8 @@ __all__ = [
     "Share",
     "Signature",
     "Signatures",
+    "StageMessage",
+    "StageReply",
     "Task",
     "TaskMessage",
     "Welcome",
@@ -440,22 +442,85 @@ class Share(Message):
     bodies: Sequence[bytes | memoryview]
 
     def _fields(self) -> Sequence[bytes | memoryview]:
-        header = self.header
-        plain = struct.pack("<QBB32s", header.sequence, header.opening, header.rescale, header.digest)
-        return [_round_bytes(header.round), plain, _text(header.abort), *_pieces(self.bodies)]
+        return [*_header_fields(self.header), *_pieces(self.bodies)]
 
     @classmethod
     def _read(cls, reader: _Reader) -> Share:
-        round, sequence = _read_round(reader), reader.number(8)
-        if (opening := reader.number(1, 2)) == 0:
-            raise SessionRefused("A message opens a round to nobody.")
-        rescale, digest, abort = _flag(reader), reader.fixed(32), reader.text()
-        return cls(Header(round, Opening(opening), sequence, digest, rescale, abort), reader.blobs())
+        return cls(_read_header(reader), reader.blobs())
+
+
+def _header_fields(header: Header) -> list[bytes]:
+    plain = struct.pack("<QBB32s", header.sequence, header.opening, header.rescale, header.digest)
+    return [_round_bytes(header.round), plain, _text(header.abort)]
+
+
+def _read_header(reader: _Reader) -> Header:
+    round, sequence = _read_round(reader), reader.number(8)
+    if (opening := reader.number(1, len(Opening))) == 0:
+        raise SessionRefused("A message opens a round to nobody.")
+    rescale, digest, abort = _flag(reader), reader.fixed(32), reader.text()
+    return Header(round, Opening(opening), sequence, digest, rescale, abort)
+
+
+def _read_stage(reader: _Reader) -> Stage:
+    if (stage := reader.number(1, len(Stage))) == 0:
+        raise SessionRefused("A message is of no stage of its round.")
+    return Stage(stage)
+
+
+@dataclass(frozen=True, repr=False)
+class StageMessage(Message):
+    """A party's message of one stage of a round that can lose parties."""
+
+    kind = 20
+    header: Header
+    stage: Stage
+    parts: Sequence[bytes | memoryview]
+
+    def _fields(self) -> Sequence[bytes | memoryview]:
+        return [*_header_fields(self.header), bytes((self.stage,)), *_pieces(self.parts)]
+
+    @classmethod
+    def _read(cls, reader: _Reader) -> StageMessage:
+        return cls(_read_header(reader), _read_stage(reader), reader.blobs())
+
+
+@dataclass(frozen=True, repr=False)
+class StageReply(Message):
+    """The coordinator's answer to a stage: its parts, or a refusal."""
+
+    kind = 21
+    round: Round
+    stage: Stage
+    parts: Sequence[bytes | memoryview] = ()
+    refusal: RoundRefused | None = None
+
+    def _fields(self) -> Sequence[bytes | memoryview]:
+        head = [_round_bytes(self.round), bytes((self.stage,))]
+        if self.refusal is not None:
+            return [*head, b"\x01", *_refusal_fields(self.refusal)]
+        return [*head, b"\x00", *_pieces(self.parts)]
+
+    @classmethod
+    def _read(cls, reader: _Reader) -> StageReply:
+        round, stage = _read_round(reader), _read_stage(reader)
+        if _flag(reader):
+            return cls(round, stage, (), _read_refusal(reader))
+        return cls(round, stage, reader.blobs())
+
+
+def _refusal_fields(refusal: RoundRefused) -> list[bytes]:
+    return [bytes((refusal.rescale, refusal.diverged)), _text(refusal.abort)]
+
+
+def _read_refusal(reader: _Reader) -> RoundRefused:
+    rescale, diverged = _flag(reader), _flag(reader)
+    return RoundRefused(rescale=rescale, diverged=diverged, abort=reader.text())
 
 
 @dataclass(frozen=True, repr=False)
 class Reply(Message):
-    """The relay's answer to a round: the others' sealed copies, nothing (opened to the coordinator), or a refusal."""
+    """The relay's answer to a round: the others' sealed copies or their masked sum, nothing, or a refusal."""
 
     kind = 12
     round: Round
@@ -464,19 +529,17 @@ class Reply(Message):
 
     def _fields(self) -> Sequence[bytes | memoryview]:
         if self.refusal is not None:
-            why = self.refusal
-            return [_round_bytes(self.round), b"\x01", bytes((why.rescale, why.diverged)), _text(why.abort)]
-        pieces = [_round_bytes(self.round), b"\x00", len(self.parcels).to_bytes(4, "little")]
+            return [_round_bytes(self.round), b"\x01", *_refusal_fields(self.refusal)]
+        pieces: list[bytes | memoryview] = [_round_bytes(self.round), b"\x00", len(self.parcels).to_bytes(4, "little")]
         for parcel in self.parcels:
-            pieces += [struct.pack("<QI", parcel.sequence, len(parcel.body)), bytes(parcel.body)]
+            pieces += [struct.pack("<QI", parcel.sequence, len(parcel.body)), parcel.body]
         return pieces
 
     @classmethod
     def _read(cls, reader: _Reader) -> Reply:
         round = _read_round(reader)
         if _flag(reader):
-            rescale, diverged = _flag(reader), _flag(reader)
-            return cls(round, (), RoundRefused(rescale=rescale, diverged=diverged, abort=reader.text()))
+            return cls(round, (), _read_refusal(reader))
         count = reader.number(4, _PARTY_LIMIT)
         return cls(round, tuple(Parcel(reader.number(8), reader.blob(FRAME_LIMIT)) for _ in range(count)))
 
@@ -534,6 +597,8 @@ _CLASSES: Mapping[int, type[Message]] = {
         Done,
         Share,
         Reply,
+        StageMessage,
+        StageReply,
         Lost,
         Refused,
         Leave,

@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from lpm.errors import InputError, LpmError, SessionRefused
+from lpm.errors import InputError, LpmError, PeerLost, SessionRefused
 from lpm.privacy import require_engine
 from lpm.privacy.composition import Composed, RoundComposer
+from lpm.privacy.dropout import Witness
 from lpm.privacy.masks import agree
+from lpm.privacy.recovery import DroppableRounds, Step
 from lpm.privacy.sealing import SessionKeys
-from lpm.privacy.secure_sum import MINIMUM_PARTIES, Round
+from lpm.privacy.secure_sum import MINIMUM_PARTIES, Opening, Parcel, Round, Stage
 from lpm.protocol.identity import COORDINATOR, Identity, require_party_name, verify_certificate, verify_signature
 from lpm.protocol.manifest import Entry, Manifest, Terms, hello_message
 from lpm.protocol.messages import (
@@ -38,6 +40,8 @@ from lpm.protocol.messages import (
     Share,
     Signature,
     Signatures,
+    StageMessage,
+    StageReply,
     TaskMessage,
     Welcome,
     decode,
@@ -162,7 +166,7 @@ class PartyMachine:
                 raise SessionRefused(f"The coordinator sent task {message.number} where {self._tasks} was next.")
             self._tasks += 1
             return [], message
-        if self.phase == Phase.READY and isinstance(message, Reply):
+        if self.phase == Phase.READY and isinstance(message, Reply | StageReply):
             return [], message
         raise SessionRefused(f"The coordinator sent a {type(message).__name__} while {self.phase.value}.")
 
@@ -201,6 +205,8 @@ class PartyMachine:
             )
         if manifest.terms.sharing != self._sharing:
             raise SessionRefused(f"The manifest shares by {manifest.terms.sharing!r}, this party by {self._sharing!r}.")
+        if manifest.terms.droppable and manifest.terms.sharing != "masked":
+            raise SessionRefused(f"The manifest marks rounds as droppable that {manifest.terms.sharing!r} can't lose.")
         authority = self._identity.authority
         self._signers = [
             _verify_entry(entry, self._session, self._scenario_hash, authority, now) for entry in manifest.roster
@@ -241,6 +247,29 @@ class PartyMachine:
         return Ready().encode()
 
 
+    def witness(self) -> Witness:
+        """The party's identity and everybody's, for rounds that can lose parties; once the manifest is signed."""
+        assert self.manifest is not None
+        return _RosterWitness(self._identity, self.manifest.parties, self._signers)
+
+
+_SURVIVORS = b"survivors"
+
+
+class _RosterWitness(Witness):
+    def __init__(self, identity: Identity, names: Sequence[str], signers: Sequence[Ed25519PublicKey]) -> None:
+        self._identity, self._names, self._signers = identity, names, signers
+
+    def sign(self, message: bytes) -> bytes:
+        return self._identity.sign(_SURVIVORS, message)
+
+    def name(self, place: int) -> str:
+        return self._names[place]
+
+    def require(self, place: int, message: bytes, signature: bytes) -> None:
+        verify_signature(self._signers[place], self._names[place], _SURVIVORS, message, signature)
+
+
 class CoordinatorMachine:
     """The coordinator's side of a session; it holds no key of any party.
 
@@ -272,7 +301,14 @@ class CoordinatorMachine:
         self._bundles: dict[str, tuple[bytes, ...]] = {}
         self._ready: set[str] = set()
         self._rounds = RoundComposer(len(self.parties))
+        self._droppable: DroppableRounds | None = None
         self._tasks = 0
+        self._task = b"none"
+
+    @property
+    def lost(self) -> list[str]:
+        """Parties that have gone while rounds went on without them; the session ends with the next that needs all."""
+        return [] if self._droppable is None else [self.parties[place] for place in sorted(self._droppable.lost)]
 
     @property
     def missing(self) -> list[str]:
@@ -325,9 +361,51 @@ class CoordinatorMachine:
         """
         if self.phase != Phase.READY:
             raise SessionRefused(f"A task can't be sent while the session is {self.phase.value}.")
+        if self.lost:
+            raise self.peer_lost()
         message = task_message_of(self._tasks)
         self._tasks += 1
+        self._task = message.task.digest
         return message
+
+    def peer_lost(self) -> PeerLost:
+        """What to tell everybody once a round needs those who are lost."""
+        return PeerLost(", ".join(self.lost), "a round needs every party")
+
+    def lose(self, party: str) -> tuple[list[tuple[str, bytes]], list[Step]] | None:
+        """Go on without a party, if that can be done: if the task has come to rounds that can lose parties.
+
+        Args:
+            party: its name.
+
+        Returns:
+            Frames to send and to whom, and what it led to; None if the session can't go on.
+        """
+        if self.phase != Phase.READY or self._droppable is None or self._rounds.under_way:
+            return None
+        if not (self._droppable.under_way or self._droppable.lost) and self._droppable.latest != self._task:
+            return None
+        return self._answer(self._droppable.lose(self.parties.index(party)))
+
+    def expire(self, round: Round, stage: Stage) -> tuple[list[tuple[str, bytes]], list[Step]]:
+        """A stage of a droppable round has lasted too long: go on without those who have not answered.
+
+        Args:
+            round: its address.
+            stage: which stage's deadline is over.
+
+        Returns:
+            Frames to send and to whom, and what it led to.
+        """
+        return ([], []) if self._droppable is None else self._answer(self._droppable.expire(round, stage))
+
+    def _answer(self, steps: Sequence[Step]) -> tuple[list[tuple[str, bytes]], list[Step]]:
+        frames = []
+        for step in steps:
+            refusal = None if step.composed is None else step.composed.refusal
+            for place, parts in step.answers.items():
+                frames.append((self.parties[place], StageReply(step.round, step.answered, parts, refusal).encode()))
+        return frames, list(steps)
 
     def waiting_for(self, round: Round) -> list[str]:
         """Parties that have not answered a round that is under way."""
@@ -335,7 +413,7 @@ class CoordinatorMachine:
 
     def receive(
         self, party: str, frame: bytes | memoryview
-    ) -> tuple[list[tuple[str, bytes]], Message | Composed | None]:
+    ) -> tuple[list[tuple[str, bytes]], Message | Composed | Step | None]:
         """Take a message from a party.
 
         Args:
@@ -343,11 +421,12 @@ class CoordinatorMachine:
             frame: its bytes.
 
         Returns:
-            Frames to send and to whom, and what whoever runs the session should know: a composed round, a task done,
-            a share that opens a round, or that the party leaves.
+            Frames to send and to whom, and what whoever runs the session should know: a composed round, a step of one
+            that can lose parties, a task done, a share that opens a round, or that the party leaves.
 
         Raises:
             SessionRefused: naming the party, if it broke the rules.
+            PeerLost: if it begins a round that needs a party which is lost.
         """
         try:
             message = decode(frame)
@@ -356,15 +435,24 @@ class CoordinatorMachine:
             return self._act(party, message)
         except SessionRefused as problem:
             self.phase = Phase.ENDED
-            if party in problem.message:
+            if any(name in problem.message for name in self.parties):
                 raise
             raise SessionRefused(f"{party}: {problem.message}", problem.remedy) from None
 
-    def _act(self, party: str, message: Message) -> tuple[list[tuple[str, bytes]], Message | Composed | None]:
+    def _act(self, party: str, message: Message) -> tuple[list[tuple[str, bytes]], Message | Composed | Step | None]:
         if self.phase == Phase.READY and isinstance(message, Share):
+            if self.lost:
+                raise self.peer_lost()
             composed = self._rounds.add(self.parties.index(party), message.header, message.bodies)
             # A reply without the bodies: who runs the session only needs to know that a round began.
             return ([], replace(message, bodies=())) if composed is None else (self._replies(composed), composed)
+        if self.phase == Phase.READY and isinstance(message, StageMessage) and self._droppable is not None:
+            if message.header.round.tensor not in self._terms.droppable:
+                raise SessionRefused(f"{party} would open {message.header.round.tensor!r} without everybody.")
+            place = self.parties.index(party)
+            step = self._droppable.receive(place, message.header, message.stage, message.parts)
+            frames, _ = self._answer([] if step is None else [step])
+            return frames, step
         if self.phase == Phase.READY and isinstance(message, Done) and message.number < self._tasks:
             return [], message
         if self.phase == Phase.GREETING and isinstance(message, Hello):
@@ -377,6 +465,9 @@ class CoordinatorMachine:
             self._ready.add(party)
             if len(self._ready) == len(self.parties):
                 self.phase = Phase.READY
+                if self._terms.droppable:
+                    assert self.manifest is not None
+                    self._droppable = DroppableRounds(self.parties, self.manifest.digest, self._require_signature)
             return [], None
         raise SessionRefused(f"{party} sent a {type(message).__name__} while {self.phase.value}.")
 
@@ -425,7 +516,13 @@ class CoordinatorMachine:
             frames.append((name, Parts(tuple(mine)).encode()))
         return frames
 
+    def _require_signature(self, place: int, message: bytes, signature: bytes) -> None:
+        name = self.parties[place]
+        verify_signature(self._signers[name], name, _SURVIVORS, message, signature)
+
     def _replies(self, composed: Composed) -> list[tuple[str, bytes]]:
+        if composed.refusal is None and composed.opening == Opening.PARTIES_BY_SUM:
+            return self._to_all(Reply(composed.round, (Parcel(0, composed.masked),)))
         if composed.refusal is not None or composed.total is not None:
             return self._to_all(Reply(composed.round, (), composed.refusal))
         return [

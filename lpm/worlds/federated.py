@@ -6,16 +6,15 @@ never used twice: trajectory, step, tensor, attempt and parameter hash.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpm.privacy.secure_sum import Flags, Round, SecureSum
 from lpm.worlds.round_log import RoundLog
-from lpm.worlds.world import Disclosure, Number, Spread
+from lpm.worlds.world import Disclosure
 
 __all__ = ["FederatedWorld", "Opened"]
 
@@ -44,6 +43,11 @@ class FederatedWorld:
         engine: the secure sum of the running session.
         disclosure: rule for group sums, or None in tests that say so.
         guard: called before every contribution; it stops the party by raising `LpmError`.
+
+    Attributes:
+        log: of the sums of the task under way, against which a repeated step is held.
+        openings: of whose sums were opened to the coordinator, over all sessions of a run.
+        question: 32 bytes that stand for what the task asks, by which `openings` knows it again.
     """
 
     name = "federated"
@@ -56,6 +60,8 @@ class FederatedWorld:
         self.disclosure = disclosure
         self.rescaled: list[tuple[int, str, int]] = []
         self.log: RoundLog | None = None
+        self.openings: RoundLog | None = None
+        self.question = b"\0" * 32
         self.opened: dict[tuple[str, str], Opened] = {}
         self._guard = guard
         self._trajectory = 0
@@ -100,20 +106,15 @@ class FederatedWorld:
             self.log.compare(round, words, total)
         return total
 
-    def whole(self, values: NDArray[Number]) -> NDArray[Number]:
-        """See `World.whole`."""
-        return values
-
-    def gathered(self, state: Mapping[str, Any], spread: Spread) -> Mapping[str, Any]:
-        """See `World.gathered`."""
-        return state
-
-    def parted(self, found: Mapping[str, Any] | None, spread: Spread) -> Mapping[str, Any] | None:
-        """See `World.parted`."""
-        return found
-
     def tell_coordinator(self, tensor: str, words: NDArray[np.int64]) -> None:
         """Contribute to a sum that the coordinator alone opens (losses, gradients, listed outputs)."""
         self._guard()
-        self.engine.open_to_coordinator(self._round(tensor, -2), words, Flags(digest=b"", rescale=False, abort=""))
+        round = self._round(tensor, -2)
+
+        def consent(places: tuple[int, ...]) -> None:
+            if self.openings is not None:
+                # One question has one answer, however the task that asks it is numbered.
+                self.openings.require_same_parties(Round(0, -2, tensor, 0, self.question), places)
+
+        self.engine.open_to_coordinator(round, words, Flags(digest=b"", rescale=False, abort=""), consent)
         self._note(tensor, "coordinator", -2, words.size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,18 +54,39 @@ class RoundLog:
             SessionRefused: this party's words or the sum are not those of the first time.
             DiskFull: there is no room for the record.
         """
-        address = hashlib.blake2b(round.context(), digest_size=_ADDRESS, key=self._key).digest()
-        digest = hashlib.blake2b(words.tobytes() + total.tobytes(), digest_size=_DIGEST, key=self._key).digest()
-        before = self._known.get(address)
-        if before is None:
-            self._append(address + digest)
-            self._known[address] = digest
-        elif before != digest:
+        if not self._is_first_or_same(round, words.tobytes() + total.tobytes()):
             raise SessionRefused(
                 f"The sum {round.tensor} of step {round.step} is not the one that was opened before the session was "
                 "resumed: the people, the series or the installation of a party have changed.",
                 "Start a new run.",
             )
+
+    def require_same_parties(self, round: Round, places: Sequence[int]) -> None:
+        """Log whose sum is about to be opened, or refuse it if it was another set of parties before.
+
+        Args:
+            round: stands for what is opened, whichever attempt and task it is.
+            places: whose contributions are in the sum.
+
+        Raises:
+            SessionRefused: the same sum was opened for other parties; the difference would be somebody's own.
+            DiskFull: there is no room for the record.
+        """
+        if not self._is_first_or_same(round, repr(tuple(places)).encode()):
+            raise SessionRefused(
+                f"The sum {round.tensor} of this task was opened before for other parties than the {len(places)} of "
+                "now: the difference of the two would be somebody's own.",
+                "Start a new run.",
+            )
+
+    def _is_first_or_same(self, round: Round, content: bytes) -> bool:
+        address = hashlib.blake2b(round.context(), digest_size=_ADDRESS, key=self._key).digest()
+        digest = hashlib.blake2b(content, digest_size=_DIGEST, key=self._key).digest()
+        before = self._known.get(address)
+        if before is None:
+            self._append(address + digest)
+            self._known[address] = digest
+        return before in (None, digest)
 
     def _append(self, record: bytes) -> None:
         try:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lpm.errors import InputError
 from lpm.evidence import Evidence
+from lpm.privacy import ENGINES
 from lpm.scenario import load
 from lpm.simulation import run
 from lpm.worlds.world import Disclosure
@@ -34,12 +35,15 @@ def test_any_assignment_of_whole_households_gives_the_same_bits(parties, shuffle
     labels = models.households(300)
     owner = np.random.default_rng(shuffle).integers(0, parties, labels.size)
     shards = [models.town(300, keep=labels[owner == p]) for p in range(parties)]
-    runs, _ = federate([lambda world, m=m: run(m, theta, steps=12, seed=3, world=world) for m in shards])
-    assert np.array_equal(total([each.words for each in runs]), local.words)
+    for engine in ENGINES:
+        work = [lambda world, m=m: run(m, theta, steps=12, seed=3, world=world) for m in shards]
+        runs, _ = federate(work, engine=engine)
+        assert np.array_equal(total([each.words for each in runs]), local.words), engine
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("derivative", ["forward", "reverse"])
-def test_derivatives_cross_institutions(derivative):
+def test_derivatives_cross_institutions(derivative, engine):
     whole = models.town(240)
     theta = _theta(whole)
     rng = np.random.default_rng(2)
@@ -49,7 +53,11 @@ def test_derivatives_cross_institutions(derivative):
     labels = models.households(240)
     shards = [models.town(240, keep=labels[p::3]) for p in range(3)]
     runs, _ = federate(
-        [lambda world, m=m: run(m, theta, steps=10, seed=3, world=world, derivative=derivative, **pick) for m in shards]
+        [
+            lambda world, m=m: run(m, theta, steps=10, seed=3, world=world, derivative=derivative, **pick)
+            for m in shards
+        ],
+        engine=engine,
     )
     assert np.array_equal(total([each.words for each in runs]), local.words)
     name = "tangents" if derivative == "forward" else "gradient"
@@ -66,14 +74,16 @@ BOROUGHS = ("bronx", "brooklyn", "manhattan", "queens", "staten_island")
     [tuple((name,) for name in BOROUGHS), (("queens", "bronx"), ("staten_island", "manhattan"), ("brooklyn",))],
     ids=["five boroughs", "three parties"],
 )
-def test_new_york_is_the_same_city_however_it_is_held(parties, request):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_new_york_is_the_same_city_however_it_is_held(parties, engine, request):
     scenario = load(NYC).with_options(steps=45)
     model = request.getfixturevalue("whole_city")
     theta = np.array([[scenario.defaults[parameter.name] for parameter in model.parameters]])
     local = run(model, theta, steps=45, seed=11)
     shards = [scenario.build(names) for names in parties]
     rule = Disclosure(scenario.minimum_people, scenario.minimum_institutions)
-    runs, _ = federate([lambda w, m=m: run(m, theta, steps=45, seed=11, world=w) for m in shards], disclosure=rule)
+    work = [lambda w, m=m: run(m, theta, steps=45, seed=11, world=w) for m in shards]
+    runs, _ = federate(work, disclosure=rule, engine=engine)
     public = len(scenario.outputs)
     together = total([each.words[:, :public] for each in runs])
     assert np.array_equal(together, local.words[:, :public])
@@ -100,8 +110,9 @@ def _default(model):
     return np.array([[values[parameter.name] for parameter in model.parameters]])
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("estimator", ["fd", "tangent"])
-def test_federated_losses_and_gradients_equal_the_central_ones(estimator):
+def test_federated_losses_and_gradients_equal_the_central_ones(estimator, engine):
     scenario = load(NYC).with_options(steps=14, agents=2000)
     parameters = {"parameters": scenario.parameters, "steps": 14, "held_out": 2, "seed": 5, "step": 0.05}
     names = [p.name for p in scenario.parameters]
@@ -109,7 +120,8 @@ def test_federated_losses_and_gradients_equal_the_central_ones(estimator):
     whole = Evidence(scenario.build(), [scenario.observation(b) for b in scenario.institutions], **parameters)
     loss, gradient = whole.evaluate(theta, 3, estimator=estimator)
     shards = [Evidence(scenario.build([b]), [scenario.observation(b)], **parameters) for b in scenario.institutions]
-    found, _ = federate([lambda w, e=e: e.evaluate(theta, 3, estimator=estimator, world=w) for e in shards])
+    work = [lambda w, e=e: e.evaluate(theta, 3, estimator=estimator, world=w) for e in shards]
+    found, _ = federate(work, engine=engine)
     assert np.abs(sum(each[0] for each in found) - loss).max() <= 1e-9 * np.abs(loss).max()
     assert np.abs(sum(each[1] for each in found) - gradient).max() <= 1e-9 * np.abs(gradient).max()
 
