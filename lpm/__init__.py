@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from lpm.scenario import load
     from lpm.variational import calibrate
 
+from lpm.ranks import set_threads
+
 __version__ = "0.1.0"
+
+set_threads()  # before anything loads numba
 
 _PLACES = {
     "Attribute": "lpm.flame.contagion",

@@ -23,8 +23,8 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from lpm import cli_bench, cli_oversight
-from lpm.errors import InputError, Interrupted, LpmError
+from lpm import cli_bench, cli_oversight, ranks
+from lpm.errors import InputError, Interrupted, LpmError, PeerLost
 from lpm.options import GRADIENTS, Options, parse_settings
 
 __all__ = ["main"]
@@ -119,6 +119,15 @@ Limit = Annotated[
 ]
 
 
+Deadline = Annotated[
+    float | None,
+    typer.Option(
+        click_type=_Number(1), metavar="SECONDS", help="Under torchrun: how long a rank may keep the others waiting."
+    ),
+]
+_UNDER_TORCHRUN = ("simulate", "calibrate", "resume")
+
+
 @app.callback(invoke_without_command=True)
 def _before(
     context: typer.Context,
@@ -128,6 +137,12 @@ def _before(
     from lpm import console
 
     console.set_up_logging(verbose)
+    if ranks.place().ranks > 1 and context.invoked_subcommand not in _UNDER_TORCHRUN:
+        can = ", ".join(_UNDER_TORCHRUN)
+        raise InputError(
+            f"`lpm {context.invoked_subcommand or ''}` can't be run on several ranks: {can} can.",
+            "Start it without torchrun.",
+        )
     if version:
         typer.echo(f"lpm {metadata.version('lpm')}")
         raise typer.Exit
@@ -144,10 +159,11 @@ def simulate(
     ] = None,
     settings: Settings = None,
     checkpoint_every: Every = None,
+    deadline: Deadline = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Simulate a scenario in one process."""
+    """Simulate a scenario: in one process, or on the ranks that `torchrun … -m lpm simulate` starts."""
     options = _options("simulate", locals())
     _show(options, lambda: _commands().simulate_command(options))
 
@@ -162,6 +178,7 @@ def calibrate(
     gradient: Gradient = None,
     settings: Settings = None,
     time_limit: Limit = None,
+    deadline: Deadline = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -322,7 +339,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(arguments: Sequence[str], error: LpmError) -> int:
     from lpm import console
 
+    ranks.say_end("" if isinstance(error, Interrupted | PeerLost) else str(error))
     path = _mark(error.exit_code, str(error))
+    if not ranks.speaks():
+        return error.exit_code
     message, remedy = error.message, error.remedy.replace("lpm resume RUN", f"lpm resume {path or 'RUN'}")
     console.error_line(message, remedy)
     _answer(arguments, {"error": message, "remedy": remedy, "exit_code": error.exit_code, "run": path and str(path)})
@@ -374,9 +394,12 @@ def _answer(arguments: Sequence[str], failure: Mapping[str, Any]) -> None:
         sys.stdout.flush()
 
 
-def _interrupted() -> Interrupted:
+def _interrupted() -> LpmError:
     from lpm.runs import active_run
 
+    found = ranks.lost()
+    if found is not None:
+        return found
     if active_run() is None:
         return Interrupted("Stopped before a run began.", "Nothing was written.")
     return Interrupted("Stopped; the run is kept.", "Continue it with `lpm resume RUN`.")
@@ -406,7 +429,10 @@ def _show(options: Options, work: Callable[[], Mapping[str, Any]]) -> None:
     from lpm import console
     from lpm.runs import jsonable
 
-    if options.json:
+    if ranks.place().rank > 0:
+        with console.only_json_on_stdout():
+            work()
+    elif options.json:
         with console.only_json_on_stdout() as stdout:
             found = work()
             stdout.write(json_module.dumps(jsonable(found), allow_nan=False) + "\n")

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm import console
-from lpm.checkpoint import CheckpointStore
+from lpm import console, ranks
 from lpm.errors import InputError
 from lpm.options import Options
 from lpm.processes import peak_memory_mb
 from lpm.report.material import Fact, Fit
 from lpm.ring import decode
-from lpm.runs import Run
+from lpm.runs import Run, versions
 from lpm.scenario import Scenario, load
 
 if TYPE_CHECKING:
     from lpm.evidence import Evidence
     from lpm.flame.model import Model
     from lpm.variational import LocalBackend
+    from lpm.worlds.process_group import Ranks
 
 # The simulator and the plots are imported where they are used: the launcher of a federation needs neither.
 
 __all__ = ["calibrate_command", "federate_command", "resume_command", "simulate_command"]
 
-_LOCAL = Fact("One process", "Everybody's people and series are in this process: no privacy is claimed.", weaker=True)
+_LOCAL = Fact("One owner", "Everybody's people and series are in one owner's processes: no privacy is claimed.", True)
 
 
 def _scenario(options: Options) -> Scenario:
@@ -45,9 +45,10 @@ def _scenario(options: Options) -> Scenario:
     )
 
 
-def _begin(run: Run, options: Options, scenario: Scenario, world: str) -> None:
+def _begin(run: Run, options: Options, scenario: Scenario, world: str, number: int = 1) -> None:
     run.update(
         world=world,
+        ranks=number,
         seed=options.seed or 0,
         steps=scenario.steps,
         agents=scenario.agents,
@@ -56,23 +57,65 @@ def _begin(run: Run, options: Options, scenario: Scenario, world: str) -> None:
     )
 
 
+def _join(options: Options, scenario: Scenario) -> Ranks | None:
+    """Meet the other ranks, if there are any, and see that all were started alike."""
+    from lpm.worlds.process_group import DEADLINE, join
+
+    group = join(options.deadline or DEADLINE)
+    if group is not None:
+        asked = options.to_command()
+        for own in ("out", "scenario", "json"):
+            asked.pop(own, None)
+        installed = versions()
+        group.require_same(
+            scenario=scenario.hash,
+            command=sorted(asked.items(), key=str),
+            lpm=installed["lpm"],
+            torch=installed["torch"],
+        )
+    return group
+
+
+def _new_run(options: Options, scenario: Scenario, group: Ranks | None) -> Run | None:
+    """The run's directory, at the one process that writes it."""
+    if group is not None and group.rank > 0:
+        return None
+    return Run.create(options.out, options.to_command(), scenario.name)
+
+
+def _peak_memory(group: Ranks | None) -> dict[str, float]:
+    if group is None:
+        return {"lpm": peak_memory_mb()}
+    return {f"rank {k}": float(peak[0]) for k, peak in enumerate(group.all(np.array([peak_memory_mb()])))}
+
+
 def simulate_command(options: Options) -> dict[str, Any]:
-    """Simulate a scenario at its parameters, in this process."""
+    """Simulate a scenario at its parameters, in this process or on the ranks of `torchrun`."""
     scenario = _scenario(options)
-    run = Run.create(options.out, options.to_command(), scenario.name)
-    return _simulate(run, options, scenario, None)
+    group = _join(options, scenario)
+    return _simulate(_new_run(options, scenario, group), options, scenario, None, group)
 
 
-def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str, Any] | None) -> dict[str, Any]:
+def _simulate(
+    run: Run | None, options: Options, scenario: Scenario, found: Mapping[str, Any] | None, group: Ranks | None
+) -> dict[str, Any]:
+    """Simulate; without a run at ranks that write nothing."""
     from lpm.local import simulate
     from lpm.results import label_outputs, write_simulation
     from lpm.simulation import Keeper
+    from lpm.worlds.distributed import here
 
-    _begin(run, options, scenario, "local")
+    count = 1 if group is None else group.ranks
+    if run is not None:
+        _begin(run, options, scenario, "local" if count == 1 else "distributed", count)
     began = time.monotonic()
-    model = scenario.build()
+    _, model = here(scenario.build())  # of a population that is spread out, a rank keeps its own part alone
     built = time.monotonic()
-    store = run.checkpoints
+
+    def keep(state: Mapping[str, Any]) -> None:
+        assert run is not None
+        run.checkpoints.save(state, state["step"])
+
     values = {name: value for name, value in scenario.defaults.items() if name in scenario.dynamics}
     gradient = options.gradient or "none"
     theta = np.array([[values[parameter.name] for parameter in model.parameters]])
@@ -87,19 +130,23 @@ def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str
             seed=seed,
             gradient=chosen,
             step=scenario.gradient.step,
-            keeper=Keeper(options.checkpoint_every or 0, lambda state: store.save(state, state["step"]), found),
+            keeper=Keeper(options.checkpoint_every or 0, keep, found),
             progress=lambda done, of: advance(),
         )
+    memory = _peak_memory(group)
+    if run is None:
+        return {}
     run.update(
         executor=result.executor,
         timings={"building_s": built - began, "computing_s": time.monotonic() - built},
-        peak_memory_mb={"lpm": peak_memory_mb()},
+        peak_memory_mb=memory,
     )
     names = list(scenario.outputs)
     words = result.words[:, : len(names), 0]
     np.save(run.path / "words.npy", words)
     outputs = label_outputs(scenario, decode(words))
     derivative = None if result.gradient is None else result.gradient[names].assign_coords(time=outputs.time)
+    where = "in one process" if count == 1 else f"on {count} ranks"
     summary = write_simulation(
         run,
         scenario,
@@ -107,45 +154,54 @@ def _simulate(run: Run, options: Options, scenario: Scenario, found: Mapping[str
         facts=[_LOCAL],
         gradient=derivative,
         values=values,
-        headline=f"Simulated {scenario.steps} days with {scenario.agents:,} agents in one process.",
+        headline=f"Simulated {scenario.steps} days with {scenario.agents:,} agents {where}.",
     )
     run.update(status="done")
     return summary
 
 
 def _choose_gradient(
-    run: Run, model: Model, theta: NDArray[np.float64], gradient: str, scenario: Scenario, seed: int
+    run: Run | None, model: Model, theta: NDArray[np.float64], gradient: str, scenario: Scenario, seed: int
 ) -> str:
     """The estimator of a run, which it keeps when it is resumed: an audit depends on the clock."""
     from lpm.analysis.audit import resolve_estimator
+    from lpm.worlds.process_group import agreed
 
-    kept = run.record().get("gradient")
+    kept = agreed(None if run is None else run.record().get("gradient"))
     if isinstance(kept, dict):
         return str(kept["estimator"])
     chosen, audit = resolve_estimator(
         model, theta, gradient, steps=scenario.steps, seed=seed, step=scenario.gradient.step
     )
-    run.update(gradient={"estimator": chosen, "reason": audit.reason if audit else "as asked"})
+    if run is not None:
+        run.update(gradient={"estimator": chosen, "reason": audit.reason if audit else "as asked"})
     return chosen
 
 
 def calibrate_command(options: Options) -> dict[str, Any]:
-    """Calibrate a scenario to its data, in this process."""
+    """Calibrate a scenario to its data, in this process or on the ranks of `torchrun`."""
     scenario = _scenario(options)
-    run = Run.create(options.out, options.to_command(), scenario.name)
-    return _calibrate(run, options, scenario, None)
+    group = _join(options, scenario)
+    return _calibrate(_new_run(options, scenario, group), options, scenario, None, group)
 
 
-def _calibrate(run: Run, options: Options, scenario: Scenario, found: Mapping[str, Any] | None) -> dict[str, Any]:
+def _calibrate(
+    run: Run | None, options: Options, scenario: Scenario, found: Mapping[str, Any] | None, group: Ranks | None
+) -> dict[str, Any]:
+    """Calibrate: every rank takes the same steps of the posterior, with losses of the whole population."""
     from lpm.results import write_study
     from lpm.variational import evidence_of, resumable
+    from lpm.worlds.process_group import agreed
 
-    _begin(run, options, scenario, "local")
+    count = 1 if group is None else group.ranks
+    if run is not None:
+        _begin(run, options, scenario, "local" if count == 1 else "distributed", count)
+    found = agreed(found)
     seed = options.seed or 0
     began = time.monotonic()
     evidence = evidence_of(scenario, seed)
     built = time.monotonic()
-    store = run.checkpoints
+    store = None if run is None else run.checkpoints
     done = 0 if found is None or found["state"] is None else int(found["state"]["iteration"])
     with console.progress("Calibrating", scenario.calibration.iterations, done) as advance:
         study, backend = resumable(
@@ -153,13 +209,16 @@ def _calibrate(run: Run, options: Options, scenario: Scenario, found: Mapping[st
             scenario,
             seed,
             found,
-            lambda progress: store.save(progress.pack(), progress.step),
+            lambda progress: None if store is None else store.save(progress.pack(), progress.step),
             lambda record, of: advance(f"loss {record.loss:.1f}"),
-            lambda: options.time_limit is not None and time.monotonic() - began > options.time_limit,
+            lambda: agreed(options.time_limit is not None and time.monotonic() - began > options.time_limit),
         )
+    memory = _peak_memory(group)
+    if run is None:
+        return {}
     run.update(
         timings={"building_s": built - began, "computing_s": time.monotonic() - built},
-        peak_memory_mb={"lpm": peak_memory_mb()},
+        peak_memory_mb=memory,
         gradient={"estimator": study.choice.estimator, "reason": study.choice.reason},
     )
     fits = _fits(scenario, evidence, backend)
@@ -217,14 +276,19 @@ def resume_command(path: Path, options: Options) -> dict[str, Any]:
             f"{path} was begun by hand: `lpm resume` can't start the institutions' processes.",
             "Start `lpm coordinator` and each `lpm client` again, with the same flags and --resume.",
         )
-    run.reopen()
     scenario = _scenario(options)
     recorded = run.record().get("scenario", {}).get("hash")
     if recorded not in (None, scenario.hash):
         raise InputError(f"The scenario {scenario.name} has changed since {path} was begun.", "Start a new run.")
     if options.command == "federate":
+        if ranks.place().ranks > 1:
+            raise InputError(f"{path} is a federation, which ranks can't resume.", "Resume it without torchrun.")
+        run.reopen()
         return _federate(run, options, scenario, resume=True)
-    store: CheckpointStore = run.checkpoints
-    latest = store.latest()
-    found = None if latest is None else latest.content
-    return (_simulate if options.command == "simulate" else _calibrate)(run, options, scenario, found)
+    work = _simulate if options.command == "simulate" else _calibrate
+    group = _join(options, scenario)
+    if group is not None and group.rank > 0:
+        return work(None, options, scenario, None, group)
+    run.reopen()
+    latest = run.checkpoints.latest()
+    return work(run, options, scenario, None if latest is None else latest.content, group)

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lpm import ranks
+
 __all__ = [
     "Advance",
     "checks",
@@ -39,8 +41,8 @@ class Advance(Protocol):
 
 
 def stderr() -> Console:
-    """The console for progress and errors, at the present standard error."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    """The console for progress and errors, at the present standard error; silent at ranks that don't speak."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=not ranks.speaks())
 
 
 def note(text: str) -> None:

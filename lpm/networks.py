@@ -42,12 +42,16 @@ class Network:
         """The cell whose sum each agent reads [agents]."""
         raise TypeError(f"{type(self).__name__} is an interface.")
 
-    def among(self, stay: NDArray[np.bool_]) -> Network:
-        """The network of those who stay [agents]."""
-        raise TypeError(f"{type(self).__name__} is an interface.")
-
     def sum(self, messages: Tensor) -> Tensor:
         """Add up messages [agents, …] by cell → [cells, …]; integers stay integers."""
+        raise TypeError(f"{type(self).__name__} is an interface.")
+
+    def shard(self, positions: NDArray[np.int64]) -> Network:
+        """The network of some agents.
+
+        Args:
+            positions: which, ascending.
+        """
         raise TypeError(f"{type(self).__name__} is an interface.")
 
 
@@ -111,14 +115,6 @@ class Groups(Network):
     def cell_of(self) -> NDArray[np.int64]:
         return self._cell
 
-    def among(self, stay: NDArray[np.bool_]) -> Groups:
-        matrix = self.mixing
-        if matrix is not None and not self.shared:
-            # Local groups are numbered by who is there; the mixing follows those that are left.
-            left = np.unique(self._cell[stay])
-            matrix = np.asarray(matrix)[np.ix_(left, left)]
-        return replace(self, of=np.asarray(self.of)[stay], mixing=matrix)
-
     @cached_property
     def outsiders(self) -> bool:
         """Whether the first cell of a local network holds those who are in no group, and so meet nobody there."""
@@ -136,6 +132,13 @@ class Groups(Network):
     def sum(self, messages: Tensor) -> Tensor:
         zeros = torch.zeros((self._count, *messages.shape[1:]), dtype=messages.dtype)
         return zeros.index_add(0, self._index, messages)
+
+    def shard(self, positions: NDArray[np.int64]) -> Groups:
+        mixing = self.mixing
+        if mixing is not None and not self.shared:
+            held = np.unique(self._cell[positions])
+            mixing = np.asarray(mixing)[np.ix_(held, held)]
+        return replace(self, of=np.asarray(self.of)[positions], mixing=mixing)
 
     @cached_property
     def mixing_terms(self) -> list[tuple[Tensor, Tensor]] | None:
@@ -209,12 +212,11 @@ class Edges(Network):
     def cell_of(self) -> NDArray[np.int64]:
         return np.arange(self._agents, dtype=np.int64)
 
-    def among(self, stay: NDArray[np.bool_]) -> Edges:
-        stay = stay[: self._agents]
-        place = np.cumsum(stay) - 1
-        pairs = np.asarray(self.pairs).reshape(-1, 2)
-        pairs = pairs[stay[pairs].all(axis=1)]
-        return replace(self, pairs=place[pairs], agents_in_all=int(stay.sum()))
+    def shard(self, positions: NDArray[np.int64]) -> Edges:
+        place = np.full(max(self._agents, int(positions.max(initial=-1)) + 1), -1, dtype=np.int64)
+        place[positions] = np.arange(positions.size)
+        pairs = place[np.asarray(self.pairs, dtype=np.int64).reshape(-1, 2)]
+        return replace(self, pairs=pairs[(pairs >= 0).all(axis=1)], agents_in_all=positions.size)
 
     @cached_property
     def readers_by_source(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -51,6 +51,7 @@ class Options:
         control: one of `CONTROLS`.
         keys: the key folder (None: local keys are made in the run's directory).
         checkpoint_every: steps between two checkpoints of a simulation.
+        deadline: seconds that a rank of `torchrun` may keep the others waiting.
         time_limit: seconds after which a calibration stops and says that it has not converged.
         unsafe: no disclosure control: small cells are allowed (for tests on invented people).
         policy: a policy.toml that every party of a federation on this machine gets a copy of.
@@ -76,6 +77,7 @@ class Options:
     control: str = "flower"
     keys: Path | None = None
     checkpoint_every: int | None = None
+    deadline: float | None = None
     time_limit: float | None = None
     unsafe: bool = False
     policy: Path | None = None
@@ -93,8 +95,9 @@ class Options:
                     f"`--parties` is {self.parties}: a whole number from 3.",
                     "A sum of two tells each the other's part.",
                 )
-        if self.time_limit is not None and not 0 < self.time_limit < math.inf:
-            raise InputError(f"`--time-limit` is {self.time_limit:g}: seconds, more than 0.")
+        for flag, seconds in (("time-limit", self.time_limit), ("deadline", self.deadline)):
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise InputError(f"`--{flag}` is {seconds:g}: seconds, more than 0.")
         _require_one_of("gradient", self.gradient, GRADIENTS)
         calibrates = self.command == "calibrate" or (self.command == "federate" and not self.simulate_only)
         if calibrates and self.gradient == "none":

@@ -1,4 +1,8 @@
-"""Philox4x32-10 (Salmon et al. 2011), compiled: four 32-bit words for each 128-bit counter and 64-bit key."""
+"""Philox4x32-10 (Salmon et al. 2011), compiled: four 32-bit words for each 128-bit counter and 64-bit key.
+
+Four neighbouring agents share one block, so a population whose ids are consecutive pays a quarter of a block each, and
+blocks are independent of one another, so the compiler vectorises them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["fill", "philox"]
+__all__ = ["fill", "fill_run", "philox", "word"]
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
+_TWO, _THREE = np.uint64(2), np.uint64(3)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
@@ -32,20 +37,68 @@ def philox(
 
 
 @nb.njit(nogil=True, cache=True)
-def fill(
-    agents: NDArray[np.uint64], c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64, out: NDArray[np.uint64]
-) -> None:
-    """Words for many agents, whose 64-bit ids are the lower half of the counter.
+def word(agent: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64) -> np.uint64:
+    """The word of one agent, below 2^32: its id, without the two lowest bits, is the lower half of the counter.
 
     Args:
-        agents: ids [agents].
+        agent: 64-bit id; the two lowest bits say which of the block's four words it is.
         c2: third word of the counter.
         c3: fourth word of the counter.
         k0: lower word of the key.
         k1: upper word of the key.
-        out: receives the first words [1 to 4, agents].
     """
-    for i in range(agents.size):
-        words = philox(agents[i] & _MASK, agents[i] >> _SHIFT, c2, c3, k0, k1)
-        for w in range(out.shape[0]):
-            out[w, i] = words[w]
+    block = agent >> _TWO
+    w0, w1, w2, w3 = philox(block & _MASK, block >> _SHIFT, c2, c3, k0, k1)
+    place = agent & _THREE
+    chosen: np.uint64 = w0 if place == np.uint64(0) else w1 if place == np.uint64(1) else w2 if place == _TWO else w3
+    return chosen
+
+
+@nb.njit(nogil=True, cache=True)
+def fill_run(
+    first: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64, out: NDArray[np.uint32]
+) -> None:
+    """Words of agents whose ids follow one another, from a multiple of four on.
+
+    Args:
+        first: the first id; its two lowest bits are 0.
+        c2: third word of the counter.
+        c3: fourth word of the counter.
+        k0: lower word of the key.
+        k1: upper word of the key.
+        out: receives the words of agent first + 4b + w at [w, b].
+    """
+    start = first >> _TWO
+    for b in range(out.shape[1]):
+        block = start + np.uint64(b)
+        w0, w1, w2, w3 = philox(block & _MASK, block >> _SHIFT, c2, c3, k0, k1)
+        out[0, b] = np.uint32(w0)
+        out[1, b] = np.uint32(w1)
+        out[2, b] = np.uint32(w2)
+        out[3, b] = np.uint32(w3)
+
+
+@nb.njit(nogil=True, cache=True)
+def fill(
+    agents: NDArray[np.uint64], c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64, out: NDArray[np.uint64]
+) -> None:
+    """Words for agents in any order; neighbours with consecutive ids share the work of a block.
+
+    Args:
+        agents: 64-bit ids [agents].
+        c2: third word of the counter.
+        c3: fourth word of the counter, of the first variate; the next variates follow.
+        k0: lower word of the key.
+        k1: upper word of the key.
+        out: receives the words [variates, agents].
+    """
+    for v in range(out.shape[0]):
+        known = False
+        last = np.uint64(0)
+        words = (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
+        for i in range(agents.size):
+            block = agents[i] >> _TWO
+            if not known or block != last:
+                words = philox(block & _MASK, block >> _SHIFT, c2, c3 + np.uint64(v), k0, k1)
+                known, last = True, block
+            out[v, i] = words[np.int64(agents[i] & _THREE)]

@@ -4,49 +4,119 @@ Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
 key to four 32-bit words. The counter is the address, so two different addresses never share a draw:
 
     key      seed of the agent's shard (64 bits)
-    counter  agent id (64 bits) · step + 1 (32 bits) · protocol number and block of variates (16 bits each)
+    counter  agent id / 4 (64 bits) · step + 1 (32 bits) · protocol number and variate (16 bits each)
+    word     agent id modulo 4
 
 Hence the same bits for any order of agents, any split into shards, any number of threads; and a step is replayed from
-its checkpoint without storing noise.
+its checkpoint without storing noise. Four neighbours share a block, since the ten rounds for one word would cost more
+than the rest of a simulated day.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["derive", "uniform_words"]
+from lpm.errors import InputError
+
+__all__ = ["Address", "Ids", "derive", "uniform_words"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ids:
+    """64-bit ids of a shard's agents: one number where they follow one another, else all of them.
+
+    Attributes:
+        first: the first id, where they are consecutive.
+        count: how many agents.
+        listed: every id, where they are not consecutive; else empty [agents].
+    """
+
+    first: int
+    count: int
+    listed: NDArray[np.uint64]
+
+    @staticmethod
+    def consecutive(count: int, first: int = 0) -> Ids:
+        """Ids `first`, `first` + 1, …"""
+        return Ids(first, count, np.empty(0, dtype=np.uint64))
+
+    @staticmethod
+    def of(values: ArrayLike) -> Ids:
+        """Ids as given.
+
+        Raises:
+            InputError: if one appears twice.
+        """
+        ids = np.asarray(values).astype(np.uint64)
+        one = np.uint64(1)
+        if ids.ndim == 1 and ids.size and bool(np.all(ids[1:] - ids[:-1] == one)) and ids[-1] >= ids[0]:
+            return Ids.consecutive(int(ids.size), int(ids[0]))
+        if ids.ndim != 1 or np.unique(ids).size != ids.size:
+            raise InputError("population.ids are different numbers, one per agent.")
+        return Ids(0, int(ids.size), ids)
+
+    def array(self) -> NDArray[np.uint64]:
+        """All ids, written out [agents]."""
+        if self.listed.size:
+            return self.listed
+        return np.arange(self.count, dtype=np.uint64) + np.uint64(self.first)
+
+
+@dataclass(frozen=True, eq=False)
+class Address:
+    """Where the random words of one protocol's call stand: an executor draws them when it needs them.
+
+    Attributes:
+        seed: 64 bits; the shard's.
+        step: −1 for the start, then 0, 1, …
+        protocol: number of the protocol in its model, below 2^16.
+        agents: whose words.
+    """
+
+    seed: int
+    step: int
+    protocol: int
+    agents: Ids
+
+    def words(self, variate: int = 0, variates: int = 1) -> NDArray[np.uint64]:
+        """Uniform words of all agents, below 2^32 [variates, agents]."""
+        return uniform_words(self.seed, self.step, self.protocol, self.agents.array(), variate, variates)
+
+    def counter(self, variate: int = 0) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+        """The last two words of the counter and the two of the key, as `lpm.philox` takes them."""
+        return (
+            np.uint64(self.step + 1),
+            np.uint64(self.protocol << 16 | variate),
+            np.uint64(self.seed & 0xFFFFFFFF),
+            np.uint64(self.seed >> 32 & 0xFFFFFFFF),
+        )
 
 
 def uniform_words(
-    seed: int, step: int, protocol: int, agents: NDArray[np.uint64], block: int = 0, words: int = 4
+    seed: int, step: int, protocol: int, agents: NDArray[np.uint64], variate: int = 0, variates: int = 1
 ) -> NDArray[np.uint64]:
-    """Up to four uniform 32-bit words for each agent at one address.
+    """Uniform 32-bit words for each agent, one for each variate of an address.
 
     Args:
         seed: 64 bits; the shard's.
         step: −1 for the start, then 0, 1, …
         protocol: number of the protocol in its model, below 2^16.
         agents: 64-bit agent ids [agents].
-        block: which four variates of that protocol call, below 2^16.
-        words: how many of them.
+        variate: the first of the random numbers inside that protocol call, below 2^16.
+        variates: how many of them.
 
     Returns:
-        [words, agents] words below 2^32.
+        [variates, agents] words below 2^32.
     """
     from lpm.philox import fill  # numba: not for a process that only derives seeds
 
-    out = np.empty((words, len(agents)), dtype=np.uint64)
-    fill(
-        np.asarray(agents, dtype=np.uint64),
-        np.uint64(step + 1),
-        np.uint64(protocol << 16 | block),
-        np.uint64(seed & 0xFFFFFFFF),
-        np.uint64(seed >> 32 & 0xFFFFFFFF),
-        out,
-    )
+    out = np.empty((variates, len(agents)), dtype=np.uint64)
+    where = Address(seed, step, protocol, Ids.consecutive(0))
+    fill(np.asarray(agents, dtype=np.uint64), *where.counter(variate), out)
     return out
 
 

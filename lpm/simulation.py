@@ -21,9 +21,9 @@ from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.kernels.spec import Executor
 from lpm.passes.plain import Plain
-from lpm.passes.steps import Arrays, Rounds, Steps
+from lpm.passes.steps import Arrays, Rounds, Steps, spread
 from lpm.passes.tangent import Forward, Reverse
-from lpm.worlds.local import LocalWorld
+from lpm.worlds.distributed import here
 from lpm.worlds.world import World
 
 __all__ = ["Keeper", "Trajectory", "choose_executor", "run"]
@@ -31,12 +31,12 @@ __all__ = ["Keeper", "Trajectory", "choose_executor", "run"]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a run recorded of this shard.
+    """What a run recorded, of the whole population or, in a federation, of this shard.
 
     Attributes:
-        words: exact outputs of this shard, 32 fraction bits [T, O, lanes].
-        tangents: derivative of this shard's outputs by each lane's own parameters [T, O, lanes, P] (forward mode).
-        gradient: this shard's part of Σ cotangent · outputs differentiated [B, lanes, P] (reverse mode).
+        words: exact outputs, 32 fraction bits [T, O, lanes].
+        tangents: derivative of the outputs by each lane's own parameters [T, O, lanes, P] (forward mode).
+        gradient: Σ cotangent · outputs differentiated [B, lanes, P] (reverse mode).
         executor: what ran the contagions.
     """
 
@@ -125,11 +125,11 @@ def run(
     """Run a model for many parameter vectors at once.
 
     Args:
-        model: this shard.
+        model: of everybody; with a `world`, this shard's.
         theta: parameter vectors, in the order of `model.parameters` [lanes, P].
         steps: T.
         seed: 64 bits; of this shard.
-        world: who adds up; the Local world by default.
+        world: who adds up; by default the Local world or, under `torchrun`, the Distributed one.
         derivative: "none"; "forward": tangents of the outputs; "reverse": gradient of Σ cotangent · outputs.
         cotangent: outputs [T, O, lanes] → cotangents [B, T, O, lanes] (reverse).
         executor: "auto", "reference" or "cpu".
@@ -138,7 +138,8 @@ def run(
         trajectory: number of this run in its session, which addresses its rounds.
 
     Returns:
-        Outputs of this shard and, if asked for, derivatives; the whole population's are the sums over shards.
+        Outputs and, if asked for, derivatives: of the whole population where it has one owner; in a federation of this
+        shard, and the whole population's are the sums over shards.
 
     Raises:
         InputError: before any work, for a run that the model can't do.
@@ -154,7 +155,8 @@ def run(
         raise InputError(f"The parameters have shape {theta.shape}: [lanes, {len(model.parameters)}].")
     for protocol in model.protocols:
         protocol.require_steps(steps)
-    world = world or LocalWorld()
+    if world is None:
+        world, model = here(model)
     keeper = keeper or Keeper()
     chosen = choose_executor(model, derivative, executor)
     parameters = torch.from_numpy(theta)
@@ -167,28 +169,31 @@ def run(
     lanes = theta.shape[0]
     words = np.zeros((steps, len(model.recorded), lanes), dtype=np.int64)
     first = 0
-    if keeper.found is not None:
-        first = int(keeper.found["step"])
-        words[:first] = keeper.found["words"]
-        rounds.digest = bytes(keeper.found["digest"])
-        rounds.exponents.bits = dict(keeper.found["exponents"])
-        worker.restore(keeper.found)
+    found = world.parted(keeper.found, spread)
+    if found is not None:
+        first = int(found["step"])
+        words[:first] = found["words"]
+        rounds.digest = bytes(found["digest"])
+        rounds.exponents.bits = dict(found["exponents"])
+        worker.restore(found)
     else:
         worker.start()
     for t in range(first, steps):
         records = worker.step(t)
         words[t], _ = model.read(records)
         if keeper.every and (t + 1) % keeper.every == 0 and t + 1 < steps:
-            keeper.save(
-                {
-                    "step": t + 1,
-                    "words": words[: t + 1],
-                    "digest": rounds.digest,
-                    "exponents": rounds.exponents.export(),
-                    **worker.snapshot(),
-                }
-            )
+            state = {
+                "step": t + 1,
+                "words": words[: t + 1],
+                "digest": rounds.digest,
+                "exponents": rounds.exponents.export(),
+                **worker.snapshot(),
+            }
+            kept = world.gathered(state, spread)
+            if kept is not None:
+                keeper.save(dict(kept))
         if progress is not None:
             progress(t + 1, steps)
-    result = worker.finish(words, cotangent)
-    return Trajectory(words, **result, executor=chosen.name)
+    words = world.whole(words)
+    derivatives = {name: world.whole(part) for name, part in worker.finish(words, cotangent).items()}
+    return Trajectory(words, **derivatives, executor=chosen.name)

@@ -1,11 +1,11 @@
 """Random numbers are Philox's, and depend on their address alone."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpm.philox import philox
-from lpm.rng import derive, uniform_words
+from lpm.philox import fill_run, philox, word
+from lpm.rng import Address, Ids, derive, uniform_words
 
 
 def test_philox_known_answers():
@@ -21,23 +21,50 @@ def test_philox_known_answers():
         assert [int(word) for word in words] == answer
 
 
+@settings(deadline=None)
 @given(st.permutations(list(range(20))), st.integers(0, 2**64 - 1))
 def test_a_draw_depends_on_its_agent_and_not_on_its_place(order, seed):
     agents = np.array([2**63 + 7 * k for k in range(20)], dtype=np.uint64)
-    words = uniform_words(seed, 3, 1, agents)
-    assert np.array_equal(uniform_words(seed, 3, 1, agents[order]), words[:, order])
+    words = uniform_words(seed, 3, 1, agents, 0, 4)
+    assert np.array_equal(uniform_words(seed, 3, 1, agents[order], 0, 4), words[:, order])
+
+
+@settings(deadline=None)  # the first one compiles
+@given(st.integers(0, 2**62 - 3), st.integers(0, 2**64 - 1))
+def test_one_word_a_run_and_a_list_are_the_same_draws(block, seed):
+    first = 4 * block
+    where = Address(seed, 5, 2, Ids.consecutive(12, first))
+    words = where.words(3)[0]
+    run = np.empty((4, 3), dtype=np.uint32)
+    fill_run(np.uint64(first), *where.counter(3), run)
+    assert np.array_equal(run.T.reshape(-1), words)
+    assert [int(word(np.uint64(first + k), *where.counter(3))) for k in range(12)] == words.tolist()
+
+
+def test_the_four_words_of_a_block_are_philox():
+    address = Address(2**40 + 9, 7, 3, Ids.consecutive(4, 4 * (2**33 + 5)))
+    answer = philox(*map(np.uint64, [5, 2, 8, 3 << 16, 9, 2**8]))
+    assert address.words()[0].tolist() == [int(word) for word in answer]
+
+
+def test_ids_that_follow_one_another_take_one_number():
+    assert Ids.of(np.arange(7, 107, dtype=np.uint64)).listed.size == 0
+    wrapped = np.array([2**64 - 1, 0], dtype=np.uint64)
+    assert Ids.of(wrapped).array().tolist() == wrapped.tolist()
+    assert Ids.of([3, 1, 2]).array().tolist() == [3, 1, 2]
+    assert Ids.of([]).count == 0
 
 
 def test_every_part_of_the_address_matters():
     agents = np.arange(2, dtype=np.uint64)
     base = uniform_words(5, 3, 1, agents, 2)
     others = [(6, 3, 1, 2), (5, 4, 1, 2), (5, 3, 2, 2), (5, 3, 1, 3), (5 + 2**40, 3, 1, 2), (5, -1, 1, 2)]
-    for seed, step, protocol, block in others:
-        assert not np.array_equal(uniform_words(seed, step, protocol, agents, block), base)
+    for seed, step, protocol, variate in others:
+        assert not np.array_equal(uniform_words(seed, step, protocol, agents, variate), base)
 
 
 def test_words_are_uniform():
-    words = uniform_words(11, 0, 0, np.arange(100_000, dtype=np.uint64)) >> np.uint64(28)
+    words = uniform_words(11, 0, 0, np.arange(100_000, dtype=np.uint64), 0, 4) >> np.uint64(28)
     counts = np.stack([np.bincount(row.astype(int), minlength=16) for row in words])
     chi_square = ((counts - 6250.0) ** 2 / 6250.0).sum(1)
     # 15 degrees of freedom: beyond 44.3 with probability 1e-4 each.

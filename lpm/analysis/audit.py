@@ -20,6 +20,7 @@ from lpm.errors import InputError
 from lpm.estimators import REGISTRY, evaluate, to_lanes
 from lpm.flame.model import Model
 from lpm.judge import ACQUIT_AFTER, REFERENCE, Verdict, choose, compare, rule, still_worth
+from lpm.worlds.process_group import agreed
 
 __all__ = ["Audit", "audit_gradients", "resolve_estimator"]
 
@@ -132,7 +133,7 @@ def audit_gradients(
     def once(estimator: str, k: int) -> None:
         began = time.perf_counter()
         result = evaluate(model, theta, estimator=estimator, steps=steps, seed=(seed + k) % 2**64, step=step)
-        took[estimator].append(time.perf_counter() - began)
+        took[estimator].append(agreed(time.perf_counter() - began))
         if result.derivative is not None:
             cumulative = np.cumsum(result.derivative[:, :, 0, :], axis=0)
             rows[estimator].append(cumulative.reshape(-1, len(model.parameters)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,6 +192,15 @@ class Contagion(Protocol):
     def fused(self) -> bool:
         return self.infectivity is None
 
+    def shard(self, positions: NDArray[np.int64]) -> Contagion:
+        initial: dict[str, Expression | float | ArrayLike] = {}
+        for stage, value in self._initial.items():
+            if isinstance(value, Expression):
+                initial[stage] = value
+            else:
+                initial[stage] = np.flatnonzero(np.isin(positions, np.asarray(value, dtype=np.int64)))
+        return replace(self, initial=initial)
+
     # ---- compile
 
     def prepare(self, model: Model) -> None:
@@ -292,7 +301,7 @@ class Contagion(Protocol):
                 fixed[self.stage(stage)[0]] = positions
         if bool((total.detach() > 1.0).any()):
             raise InputError(f"The initial shares of {self.name} sum to more than 1.")
-        state = step.executor.start(self.spec, cumulative, fixed, step.uniform()[0], step.lanes)
+        state = step.executor.start(self.spec, cumulative, fixed, step.address, step.lanes)
         return Change(state=state)
 
     def emit(self, step: Step, network: str) -> Summed:
@@ -313,7 +322,7 @@ class Contagion(Protocol):
         if self.infectivity is not None:
             relative = self.infectivity.through(step.state[self.infectivity.key])
         if not full:
-            return Tables({}, {}, {}, np.empty(0, dtype=np.uint64), relative)
+            return Tables({}, {}, {}, step.address, relative)
         lanes = step.lanes
         factors = {
             name: (step.value(value) * step.env.get(f"scale/{name}", torch.ones((), dtype=torch.float64)))
@@ -337,7 +346,7 @@ class Contagion(Protocol):
             for sub in parts[:-1]:
                 cumulative[sub] = (chance,)
             cumulative[parts[-1]] = tuple(chance * torch.from_numpy(share)[:, None] for share in self._splits[source])
-        return Tables(cumulative, factors, sizes, step.uniform()[0], relative)
+        return Tables(cumulative, factors, sizes, step.address, relative)
 
     def occupancy(self, step: Step, stages: str) -> Tensor:
         """1 where an agent is in one of the stages, else 0 [agents, lanes]."""

@@ -128,26 +128,26 @@ class Model:
 
         Guarantee: nobody else's random numbers change, since they are addressed by id.
         """
-        people = self.population
-        stay = ~np.isin(people.addresses, ids)
-        if stay.all():
-            return self
-        kept = np.flatnonzero(stay)
-        classes = {
-            name: int(np.asarray(values).max()) + 1
-            for name, values in people.attributes.items()
-            if np.issubdtype(np.asarray(values).dtype, np.integer) and np.asarray(values).min() >= 0
+        stay = ~np.isin(self.population.addresses, ids)
+        return self if stay.all() else self.shard(np.flatnonzero(stay))
+
+    def shard(self, positions: NDArray[np.int64]) -> Model:
+        """The same model of some of its agents.
+
+        Args:
+            positions: which, ascending.
+        """
+        counted = {
+            name: self.class_count(name)
+            for name, values in self.population.attributes.items()
+            if np.issubdtype(np.asarray(values).dtype, np.integer) and np.asarray(values).min(initial=0) >= 0
         }
         return replace(
             self,
-            population=replace(
-                people,
-                agents=kept.size,
-                ids=people.addresses[kept],
-                attributes={name: np.asarray(values)[kept] for name, values in people.attributes.items()},
-            ),
-            networks=[network.among(stay) for network in self.networks],
-            class_counts=classes | dict(self.class_counts),
+            population=self.population.shard(positions),
+            networks=[network.shard(positions) for network in self.networks],
+            protocols=[protocol.shard(positions) for protocol in self.protocols],
+            class_counts={**counted, **self.class_counts},
         )
 
     def network(self, name: str) -> Network:

@@ -8,6 +8,7 @@ the environment e is passed on from one protocol to the next, so a lockdown plac
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -91,9 +92,14 @@ class Step:
             )
         return self.env[name]
 
-    def uniform(self, block: int = 0, words: int = 1) -> NDArray[np.uint64]:
-        """Uniform 32-bit words (up to four) for each agent, at this step's and protocol's address [words, agents]."""
-        return rng.uniform_words(self.seed, self.t, self.number, self.model.population.addresses, block, words)
+    @property
+    def address(self) -> rng.Address:
+        """Where the random words of this step and protocol stand."""
+        return rng.Address(self.seed, self.t, self.number, self.model.population.numbering)
+
+    def uniform(self, variate: int = 0, variates: int = 1) -> NDArray[np.uint64]:
+        """Uniform 32-bit words for each agent, at this step's and protocol's address [variates, agents]."""
+        return self.address.words(variate, variates)
 
     def arrays(self, protocol: str) -> dict[str, Tensor]:
         """The arrays of one protocol by their short names."""
@@ -125,6 +131,14 @@ class Protocol:
     def networks(self) -> tuple[str, ...]:
         """The networks it emits into."""
         return ()
+
+    def shard(self, positions: NDArray[np.int64]) -> Protocol:
+        """The same protocol for some of the agents; one that keeps an array by agent cuts it here.
+
+        Args:
+            positions: which, ascending.
+        """
+        return copy.copy(self)
 
     def fused(self) -> bool:
         """Whether the fused executors can run it in plain mode."""

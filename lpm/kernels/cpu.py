@@ -18,6 +18,7 @@ from torch import Tensor
 from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
 from lpm.networks import Edges
 from lpm.relax import RECIPROCALS, thresholds
+from lpm.rng import Address
 
 __all__ = ["Fused"]
 
@@ -127,10 +128,10 @@ class Fused:
         spec: Spec,
         cumulative: Mapping[int, Tensor],
         fixed: Mapping[int, NDArray[np.int64]],
-        uniform: NDArray[np.uint64],
+        uniform: Address,
         lanes: int,
     ) -> dict[str, Tensor]:
-        word = uniform.astype(np.int64)[:, None]
+        word = uniform.words()[0].astype(np.int64)[:, None]
         stage = np.zeros((spec.classes.size, lanes), dtype=np.int8)
         for s in reversed(list(cumulative)):
             stage[word < thresholds(cumulative[s].expand(1, lanes)).numpy()] = s
@@ -188,7 +189,7 @@ class Fused:
             cells,
             hazard,
             spec.susceptibility,
-            tables.uniform,
+            tables.uniform.words()[0],
             infection_edge,
             infection_scale,
             exit_edge,

@@ -18,6 +18,7 @@ from lpm import ring
 from lpm.kernels.spec import Spec, Summed, Tables, hazards
 from lpm.networks import Groups, Network
 from lpm.relax import attach, one_minus_exp, sample
+from lpm.rng import Address
 
 __all__ = ["Reference"]
 
@@ -32,12 +33,12 @@ class Reference:
         spec: Spec,
         cumulative: Mapping[int, Tensor],
         fixed: Mapping[int, NDArray[np.int64]],
-        uniform: NDArray[np.uint64],
+        uniform: Address,
         lanes: int,
     ) -> dict[str, Tensor]:
         agents = spec.classes.size
         ones = torch.ones((agents, lanes), dtype=torch.float64)
-        word = torch.from_numpy(uniform.astype(np.int64))[:, None]
+        word = torch.from_numpy(uniform.words()[0].astype(np.int64))[:, None]
         targets = list(cumulative)
         drawn = sample(ones, [cumulative[s].expand(1, lanes) for s in targets], word)
         columns = [torch.zeros_like(ones) for _ in spec.stages]
@@ -92,7 +93,7 @@ class Reference:
         classes = torch.from_numpy(spec.classes)
         hazard = hazard * torch.from_numpy(spec.susceptibility)[classes][:, None]
 
-        word = torch.from_numpy(tables.uniform.astype(np.int64))[:, None]
+        word = torch.from_numpy(tables.uniform.words()[0].astype(np.int64))[:, None]
         flows: list[Tensor] = [torch.zeros(0)] * len(spec.edges)
         for stage, (edge, relative) in spec.infection.items():
             flows[edge] = sample(occupied[..., stage], [one_minus_exp(hazard * relative)], word)[0]

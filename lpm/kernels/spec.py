@@ -19,6 +19,7 @@ from torch import Tensor
 from lpm import ring
 from lpm.networks import Groups, Network
 from lpm.relax import attach
+from lpm.rng import Address
 
 __all__ = ["Executor", "Spec", "Summed", "Tables", "hazards"]
 
@@ -63,14 +64,14 @@ class Tables:
         cumulative: sub-stage → cumulative probabilities of its exits, each [C, lanes].
         factors: hazard per unit of infectious pressure, by network [lanes].
         sizes: people in each cell, all shards together; None where sums aren't divided [cells].
-        uniform: 32-bit uniform words, one per agent [agents].
+        uniform: where the agents' random words stand, one 32-bit word each.
         relative: infectivity of each agent relative to its stage, where another protocol sets it [agents, lanes].
     """
 
     cumulative: Mapping[int, tuple[Tensor, ...]]
     factors: Mapping[str, Tensor]
     sizes: Mapping[str, Tensor | None]
-    uniform: NDArray[np.uint64]
+    uniform: Address
     relative: Tensor | None = None
 
 
@@ -128,7 +129,7 @@ class Executor(Contract):
         spec: Spec,
         cumulative: Mapping[int, Tensor],
         fixed: Mapping[int, NDArray[np.int64]],
-        uniform: NDArray[np.uint64],
+        uniform: Address,
         lanes: int,
     ) -> dict[str, Tensor]:
         """The first state: everybody in sub-stage 0 except those drawn (`cumulative`) or named (`fixed`)."""

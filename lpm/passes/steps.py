@@ -23,7 +23,7 @@ from lpm.flame.protocol import Step
 from lpm.kernels.spec import Executor, Summed
 from lpm.worlds.world import Exponents, World
 
-__all__ = ["Arrays", "Rounds", "Steps", "push", "soft", "split"]
+__all__ = ["Arrays", "Rounds", "Steps", "push", "soft", "split", "spread"]
 
 Arrays = dict[str, Tensor]
 
@@ -161,3 +161,18 @@ def soft(value: Summed) -> Tensor:
     """The differentiable part of a sum."""
     assert value.soft is not None
     return value.soft
+
+
+def spread(name: str) -> tuple[str, int]:
+    """How an array of a pass's snapshot, by its name, is spread over shards: see `lpm.worlds.world.Spread`."""
+    if name in ("step", "digest", "exponents"):
+        return "same", 0
+    if name in ("words", "recorded"):
+        return "sum", 0
+    head, _, rest = name.partition(":")
+    if head == "kept":
+        _, head, rest = rest.split(":", 2)
+    if head in ("carry", "tangent"):
+        # A tangent has the axis of directions before that of agents.
+        return ("agents", int(head == "tangent")) if rest.startswith("state:") else ("same", 0)
+    return ("same", 0) if head == "sums" else ("own", 0)

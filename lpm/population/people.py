@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lpm.errors import InputError
 from lpm.networks import Groups
+from lpm.rng import Ids
 
 __all__ = ["Population"]
 
@@ -32,13 +33,14 @@ class Population:
     ids: ArrayLike | None = None
     attributes: Mapping[str, ArrayLike] = field(default_factory=dict)
     weight: float = 1.0
+    numbering: Ids = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.agents, int | np.integer) or self.agents < 0:
             raise InputError(f"population.agents is {self.agents}: a whole number from 0.")
-        ids = np.arange(self.agents, dtype=np.uint64) if self.ids is None else np.asarray(self.ids).astype(np.uint64)
-        if ids.shape != (self.agents,) or np.unique(ids).size != self.agents:
+        if self.ids is not None and np.shape(self.ids) != (self.agents,):
             raise InputError(f"population.ids: {self.agents} different numbers, one per agent.")
+        numbering = Ids.consecutive(int(self.agents)) if self.ids is None else Ids.of(self.ids)
         if not self.weight > 0:
             raise InputError(f"population.weight is {self.weight}: a number above 0.")
         arrays = {name: np.asarray(values) for name, values in self.attributes.items()}
@@ -48,13 +50,24 @@ class Population:
                     f"The attribute {name} has shape {values.shape}: one number for each of {self.agents}."
                 )
         object.__setattr__(self, "agents", int(self.agents))
-        object.__setattr__(self, "ids", ids)
+        # The ids live once, in the numbering, which is a single number where they are consecutive.
+        object.__setattr__(self, "ids", None)
+        object.__setattr__(self, "numbering", numbering)
         object.__setattr__(self, "attributes", arrays)
 
     @property
     def addresses(self) -> NDArray[np.uint64]:
-        """The agents' ids [agents]."""
-        return np.asarray(self.ids, dtype=np.uint64)
+        """The agents' ids, written out [agents]."""
+        return self.numbering.array()
+
+    def shard(self, positions: NDArray[np.int64]) -> Population:
+        """Some of these people, with their ids and attributes.
+
+        Args:
+            positions: which, ascending.
+        """
+        attributes = {name: np.asarray(values)[positions] for name, values in self.attributes.items()}
+        return Population(positions.size, self.addresses[positions], attributes, self.weight)
 
     @property
     def households(self) -> Groups:

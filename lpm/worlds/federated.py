@@ -6,15 +6,16 @@ never used twice: trajectory, step, tensor, attempt and parameter hash.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpm.privacy.secure_sum import Flags, Round, SecureSum
 from lpm.worlds.round_log import RoundLog
-from lpm.worlds.world import Disclosure
+from lpm.worlds.world import Disclosure, Number, Spread
 
 __all__ = ["FederatedWorld", "Opened"]
 
@@ -105,6 +106,18 @@ class FederatedWorld:
         if self.log is not None:
             self.log.compare(round, words, total)
         return total
+
+    def whole(self, values: NDArray[Number]) -> NDArray[Number]:
+        """See `World.whole`."""
+        return values
+
+    def gathered(self, state: Mapping[str, Any], spread: Spread) -> Mapping[str, Any]:
+        """See `World.gathered`."""
+        return state
+
+    def parted(self, found: Mapping[str, Any] | None, spread: Spread) -> Mapping[str, Any] | None:
+        """See `World.parted`."""
+        return found
 
     def tell_coordinator(self, tensor: str, words: NDArray[np.int64]) -> None:
         """Contribute to a sum that the coordinator alone opens (losses, gradients, listed outputs)."""

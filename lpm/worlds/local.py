@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.errors import RoundRefused
-from lpm.worlds.world import Disclosure
+from lpm.errors import CheckpointError, RoundRefused
+from lpm.worlds.world import Disclosure, Number, Spread
 
 __all__ = ["LocalWorld"]
 
@@ -28,3 +31,21 @@ class LocalWorld:
         if rescale:
             raise RoundRefused(rescale=True)
         return words
+
+    def whole(self, values: NDArray[Number]) -> NDArray[Number]:
+        """See `World.whole`."""
+        return values
+
+    def gathered(self, state: Mapping[str, Any], spread: Spread) -> Mapping[str, Any]:
+        """See `World.gathered`."""
+        return state
+
+    def parted(self, found: Mapping[str, Any] | None, spread: Spread) -> Mapping[str, Any] | None:
+        """See `World.parted`."""
+        if found is not None and any(name.startswith("own:") for name in found):
+            ranks = next(name for name in found if name.startswith("own:")).split(":")[1].partition("/")[2]
+            raise CheckpointError(
+                f"This checkpoint was written by {ranks} ranks, and one process can't go on from it.",
+                f"Resume with torchrun --nproc-per-node {ranks} -m lpm resume RUN.",
+            )
+        return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 from typing import Protocol as Contract
 
 import numpy as np
@@ -13,7 +14,13 @@ from numpy.typing import NDArray
 from lpm import ring
 from lpm.errors import InputError
 
-__all__ = ["Disclosure", "Exponents", "World"]
+__all__ = ["Disclosure", "Exponents", "Spread", "World"]
+
+Number = TypeVar("Number", np.int64, np.float64)
+
+Spread = Callable[[str], tuple[str, int]]
+"""Name of an array in a checkpoint → how it is spread over shards, and the axis of agents: "agents" (one entry each),
+"sum" (parts that add up), "same" (replicated), or "own" (of the shard alone)."""
 
 
 class World(Contract):
@@ -49,6 +56,35 @@ class World(Contract):
             RoundRefused: at every shard, if any asks for another scale or the digests differ. Nothing was opened;
                 the call may be repeated (`rescale`) with new words.
             PeerLost: if a shard is gone.
+        """
+        ...
+
+    def whole(self, values: NDArray[Number]) -> NDArray[Number]:
+        """Results of the whole population where all shards have one owner; this shard's own where they don't.
+
+        Args:
+            values: of this shard, additive over shards [any shape].
+        """
+        ...
+
+    def gathered(self, state: Mapping[str, Any], spread: Spread) -> Mapping[str, Any] | None:
+        """What to keep of a checkpoint here: of all shards of one owner, or of this one; None if another keeps it.
+
+        Args:
+            state: of this shard.
+            spread: how each array is spread.
+        """
+        ...
+
+    def parted(self, found: Mapping[str, Any] | None, spread: Spread) -> Mapping[str, Any] | None:
+        """A shard's part of a checkpoint that `gathered` made, also in a world of another number of shards.
+
+        Args:
+            found: what was kept here; None where nothing is.
+            spread: how each array is spread.
+
+        Raises:
+            CheckpointError: if it holds arrays that can't be spread anew.
         """
         ...
 
