@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate_command", "federate_command", "resume_command", "simulate_command"]
 
+_AUDIT_AGENTS = 4000
+"""Of a federation's gradient audit: a bias comes from how people meet and hardly from how many there are."""
 _LOCAL = Fact("One owner", "Everybody's people and series are in one owner's processes: no privacy is claimed.", True)
 
 
@@ -256,6 +258,8 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
     from lpm import launch
 
     _begin(run, options, scenario, "federated")
+    if scenario.gradient.estimator == "auto" and not options.simulate_only:
+        options = options.with_(gradient=_audited(run, options, scenario))
     if options.steps is not None:
         # Both sides apply it as a setting, so that their scenarios have the same hash.
         options = options.with_(steps=None, settings=dict(options.settings) | {"scenario.steps": str(options.steps)})
@@ -266,6 +270,27 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
     notes = [json.loads(path.read_text()) for path in sorted(run.path.glob("parties/*/summary.json"))]
     run.update(peak_memory_mb={note["party"]: note["peak_memory_mb"] for note in notes})
     return dict(run.record()["summary"])
+
+
+def _audited(run: Run, options: Options, scenario: Scenario) -> str:
+    """The estimator that an audit on synthetic people in this process chooses; a resumed run keeps it.
+
+    It sees no series and opens no sum. The coordinator reads the verdict in `run.json` and puts it into the manifest.
+    """
+    found = run.record().get("gradient")
+    if found is None:
+        from lpm.analysis.audit import resolve_estimator
+
+        console.note("Auditing gradients on synthetic people.")
+        model = scenario.with_options(agents=min(scenario.agents, _AUDIT_AGENTS)).build()
+        theta = np.array([[scenario.defaults[parameter.name] for parameter in model.parameters]])
+        estimator, audit = resolve_estimator(
+            model, theta, "auto", steps=scenario.steps, seed=options.seed or 0, step=scenario.gradient.step
+        )
+        assert audit is not None
+        found = {"estimator": estimator, "reason": audit.reason, "audited_agents": model.population.agents}
+        run.update(gradient=found)
+    return str(found["estimator"])
 
 
 def resume_command(path: Path, options: Options) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from typing import Any
@@ -69,7 +70,10 @@ def run(config: CoordinatorConfig) -> dict[str, Any]:
     )
     record = Run.open(config.out)
     seed = config.seed or 0
-    terms = _terms(config, scenario)
+    # `lpm federate` has audited the gradient before it started anybody, and notes the verdict.
+    noted = record.record().get("gradient", {})
+    audit = str(noted.get("reason", "")) if noted.get("estimator") == scenario.gradient.estimator else ""
+    terms = _terms(config, scenario, audit)
     record.update(
         world="federated",
         scenario={"name": scenario.name, "hash": scenario.hash, "folder": str(scenario.folder)},
@@ -129,10 +133,13 @@ def _calibrate(
     def deadline_passed() -> bool:
         return config.time_limit_seconds is not None and time.monotonic() - began > config.time_limit_seconds
 
+    settings = scenario.study_settings(seed)
+    if audit := backend.session.manifest.terms.audit:
+        settings = dataclasses.replace(settings, reason=audit)
     study = run_study(
         scenario.parameters,
         backend,
-        scenario.study_settings(seed),
+        settings,
         held_out=scenario.held_out > 0,
         progress=progress,
         save=save,
@@ -165,7 +172,7 @@ def _calibrate(
     return write_study(record, scenario, study, fits=fits, withheld=withheld, facts=facts, seed=seed)
 
 
-def _terms(config: CoordinatorConfig, scenario: Scenario) -> Terms:
+def _terms(config: CoordinatorConfig, scenario: Scenario, audit: str = "") -> Terms:
     weaker = [*([scenario.weaker] if scenario.weaker else []), *config.labels]
     if config.unsafe:
         weaker.append("no disclosure control: groups of any size are opened")
@@ -183,6 +190,7 @@ def _terms(config: CoordinatorConfig, scenario: Scenario) -> Terms:
         outputs=tuple(scenario.outputs),
         resolution_days=scenario.federation.resolution_days,
         gradient="none" if config.simulate_only else scenario.gradient.estimator,
+        audit=audit,
         steps=scenario.steps,
         agents=scenario.agents,
         deadline_seconds=config.deadline_seconds or scenario.federation.deadline_seconds,

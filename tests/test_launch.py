@@ -7,17 +7,25 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from lpm.errors import InputError, PeerLost
+import lpm
+from lpm import commands, launch
+from lpm.analysis import audit
+from lpm.errors import InputError, Interrupted, PeerLost
 from lpm.launch import MOST_PROCESSES, federate, group_institutions, share_processes
 from lpm.node_keys import collect_node_keys, registered_keys
 from lpm.options import Options
 from lpm.processes import announce, free_port, parse_address, start, stop, to_exit_code
 from lpm.protocol.identity import make_local_authority
+from lpm.runs import Run
+from server.config import CoordinatorConfig
+from server.coordinator import _terms
 
+CLINICS = Path(__file__).resolve().parent.parent / "simulations" / "three_clinics"
 BOROUGHS = ("bronx", "brooklyn", "manhattan", "queens", "staten_island")
 
 
@@ -147,3 +155,37 @@ def test_the_thread_that_watches_the_starter_is_only_there_for_children() -> Non
 
     end_with_parent()
     assert "parent-watch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_federation_begins_with_an_audit_on_synthetic_people_and_a_resumed_one_keeps_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, audited = [], []
+
+    def federate(options: Options, out: Path, institutions: Sequence[str], *, resume: bool) -> int:
+        started.append((options.gradient, resume))
+        return Interrupted.exit_code
+
+    def audit_gradients(model: lpm.Model, *_: object, steps: int, **__: object) -> audit.Audit:
+        audited.append((model.population.agents, steps))
+        return audit.Audit("tangent", "the bias of tangent is 0.01 ± 0.01", (), 4)
+
+    monkeypatch.setattr(launch, "federate", federate)
+    monkeypatch.setattr(audit, "audit_gradients", audit_gradients)
+    out = tmp_path / "run"
+    options = Options(command="federate", scenario=CLINICS, gradient="auto", agents=9000, steps=14, seed=1, out=out)
+    with pytest.raises(SystemExit):
+        commands.federate_command(options)
+    with pytest.raises(SystemExit):
+        commands.resume_command(out, options)
+    assert started == [("tangent", False), ("tangent", True)]
+    assert audited == [(4000, 14)]
+    assert Run.open(out).record()["gradient"]["reason"] == "the bias of tangent is 0.01 ± 0.01"
+
+
+def test_the_verdict_of_the_audit_is_in_the_manifest(tmp_path: Path) -> None:
+    config = CoordinatorConfig(
+        scenario=CLINICS, keys=tmp_path, out=tmp_path, parties=("north", "south", "west"), data_address="127.0.0.1:1"
+    )
+    terms = _terms(config, commands.load(CLINICS).with_options(gradient="fd"), "the bias of tangent is 0.5 ± 0.1")
+    assert (terms.gradient, terms.audit) == ("fd", "the bias of tangent is 0.5 ± 0.1")

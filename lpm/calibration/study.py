@@ -55,7 +55,8 @@ class Backend(Contract):
 class Settings:
     """What is asked for; see `gvi.fit`. `iterations` is the most: a fit ends once it has converged.
 
-    `candidates` are the estimators that `auto` tries beside finite differences.
+    `candidates` are the estimators that `auto` tries beside finite differences; `reason` says why `gradient` is what it
+    is, if it is not `auto`.
     """
 
     iterations: int
@@ -66,6 +67,7 @@ class Settings:
     gradient: str = "auto"
     audit_runs: int = 4
     candidates: tuple[str, ...] = ("tangent",)
+    reason: str = "as asked"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def choose(parameters: Sequence[Parameter], backend: Backend, settings: Settings
     All use the same random numbers, so that differences are less noisy than either; `lpm.judge` rules.
     """
     if settings.gradient != "auto":
-        return Choice(settings.gradient, "as asked")
+        return Choice(settings.gradient, settings.reason)
     prior = Prior.from_parameters(parameters)
     generator = torch.Generator().manual_seed(derive(settings.seed, "audit") >> 1)
     u = 0.3 * torch.randn((settings.audit_runs, len(parameters)), generator=generator, dtype=torch.float64)

@@ -44,6 +44,7 @@ class Terms:
         outputs: what is opened to the coordinator.
         resolution_days: days of an output that are opened as one sum.
         gradient: the estimator, as the audit chose it.
+        audit: what the gradient audit found before the session; "" if there was none.
         steps: time steps.
         agents: of the whole population.
         deadline_seconds: how long a round waits for its last party.
@@ -61,6 +62,7 @@ class Terms:
     outputs: tuple[str, ...] = ()
     resolution_days: int = 1
     gradient: str = "none"
+    audit: str = ""
     steps: int = 0
     agents: int = 0
     deadline_seconds: float = 30.0
