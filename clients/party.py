@@ -114,6 +114,7 @@ def _require_terms(manifest: Manifest, scenario: Scenario) -> None:
         ("steps", terms.steps, scenario.steps),
         ("agents", terms.agents, scenario.agents),
         ("outputs", terms.outputs, tuple(scenario.outputs)),
+        ("privacy", terms.privacy, scenario.mechanism.label),
         ("resolution", terms.resolution_days, scenario.federation.resolution_days),
     ):
         if theirs != own:

@@ -23,6 +23,7 @@ from lpm.checkpoint import CheckpointStore
 from lpm.errors import CheckpointError, PolicyRefused, SessionRefused
 from lpm.evidence import Evidence
 from lpm.observation import Observation
+from lpm.privacy.dp import SecretStream
 from lpm.protocol.messages import Release, Task
 from lpm.scenario import Scenario
 from lpm.simulation import Keeper
@@ -81,6 +82,7 @@ class Shard:
             replicates=scenario.calibration.replicates,
         )
 
+        self.mechanism = scenario.mechanism
         self._digest = self._bind(institutions, left_out)
 
     def _bind(self, institutions: Sequence[str], left_out: Sequence[int]) -> bytes:
@@ -180,6 +182,9 @@ class Shard:
                 words = self.evidence.words(theta, task.trajectory, world=world)
             length = self.scenario.federation.resolution_days
             words = np.add.reduceat(words, np.arange(0, len(words), length), axis=0)
+            if self.mechanism.covers("outputs"):
+                rows = ring.decode(words).reshape(-1, words.shape[-1]).T  # one for each draw
+                return {"outputs": self._noisy(task, "outputs", rows, ring.FRACTION_BITS).T.reshape(-1)}, None
             return {"outputs": words.reshape(-1)}, None
         if task.kind == "evaluate":
             loss, gradient = self.evidence.evaluate(
@@ -190,10 +195,23 @@ class Shard:
                 keeper=keeper,
                 replicates=task.options.get("replicates"),
             )
+            if self.mechanism.covers("loss"):
+                scaled = gradient * self.scenario.units
+                noisy = {
+                    "loss": self._noisy(task, "loss", loss[:, None], bits).reshape(-1),
+                    "gradient": self._noisy(task, "gradient", scaled, bits).reshape(-1),
+                }
+                return noisy, None
             return {"loss": _finite_words(loss, bits), "gradient": _finite_words(gradient, bits).reshape(-1)}, None
         forecast = self.evidence.forecast(theta, task.trajectory, world=world)
         shows = consents and task.options.get("label") == "posterior"
+        if self.mechanism.covers("loss"):
+            forecast.score[:] = 0.0  # a score is a loss that no noise was made for
         return {"score": _finite_words(forecast.score, bits)}, self._release(forecast.bands) if shows else None
+
+    def _noisy(self, task: Task, tensor: str, rows: NDArray[np.float64], bits: int) -> NDArray[np.int64]:
+        stream = SecretStream(self._key, f"{self.question(task)}/{tensor}".encode())
+        return self.mechanism.protect(tensor, rows, stream, bits)
 
     def _release(self, bands: dict[tuple[str, str], NDArray[np.float64]]) -> Release:
         tables, about = {}, {}

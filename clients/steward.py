@@ -18,6 +18,7 @@ from clients.config import ClientConfig
 from lpm.checkpoint import DiskFull
 from lpm.errors import InputError, LpmError, PolicyRefused
 from lpm.privacy.budget import Budget
+from lpm.privacy.dp import epsilon_of
 from lpm.privacy.ledger import LEDGER_FILE, Ledger
 from lpm.privacy.policy import PERMISSIVE, Charge, Policy, Question, Request, read_policy
 from lpm.protocol.identity import Identity, verify_certificate, verify_signature
@@ -113,6 +114,7 @@ class Steward:
             people=scenario.minimum_people,
             outputs=terms.outputs,
             resolution_days=terms.resolution_days,
+            mode=scenario.privacy.mode,
             public_seed=self._config.seed is not None,
             no_disclosure_control=self._config.unsafe,
             release_fit=self._config.release_fit and terms.gradient != "none",
@@ -157,6 +159,7 @@ class Steward:
                 "outputs": list(terms.outputs),
                 "resolution_days": terms.resolution_days,
                 "gradient": terms.gradient,
+                "privacy": terms.privacy,
                 "steps": terms.steps,
                 "agents": terms.agents,
                 "weaker": list(terms.weaker),
@@ -181,12 +184,15 @@ class Steward:
         """
         self.watch()
         names = tuple(parameter.name for parameter in self._scenario.parameters)
-        asked = Question(task.kind, task.theta, names[: task.theta.shape[1]], task.gradient)
+        noise = self._scenario.mechanism.releases(task.kind)
+        asked = Question(task.kind, task.theta, names[: task.theta.shape[1]], task.gradient, noise)
         charged = self.budget.charged(question)
         draws, parameters = task.theta.shape
         with self._recording(f"{task.kind} {task.trajectory}: {draws} draws"):
             self.policy.open_at(dt.datetime.now())
-            cost = self.policy.admit(asked, self.budget.spent, 0.0, charged=charged)
+            spent = self.budget.spent
+            epsilon = epsilon_of((spent + asked.charge).noise, self.policy.delta)
+            cost = self.policy.admit(asked, spent, epsilon, charged=charged)
         if not charged:
             self.budget.charge(question, cost)
         self.ledger.append(
@@ -200,6 +206,7 @@ class Steward:
                 "task": task.digest.hex(),
                 "charged": {} if charged else _plain(cost),
                 "answered_before": charged,
+                **({"epsilon": epsilon, "delta": self.policy.delta} if noise else {}),
             },
         )
         self._under_way = task, world

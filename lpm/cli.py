@@ -218,6 +218,10 @@ def federate(
     unsafe: Annotated[
         bool, typer.Option("--unsafe-no-disclosure-control", help="Allow small groups: for invented people only.")
     ] = False,
+    privacy: Annotated[
+        str | None,
+        typer.Option(metavar="none|outputs|outputs+gradients", help="Differential privacy; see --set privacy.…"),
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A policy.toml for all parties; else a permissive one.")
     ] = None,
@@ -227,6 +231,9 @@ def federate(
     """Calibrate a scenario with one process per institution on this machine; only sums leave each."""
     if policy is not None and not policy.is_file():
         raise InputError(f"`--policy` is {policy}: a policy.toml, as `lpm policy new` writes one.")
+    if privacy is not None:
+        settings = [*(settings or ()), f"privacy.mode={privacy}"]
+    del privacy
     options = _options("federate", locals())
     _show(options, lambda: _commands().federate_command(options))
 

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from lpm.errors import InputError, PolicyRefused
+from lpm.privacy.dp import epsilon_of
 from lpm.privacy.ledger import Trust, Verdict, verify
 from lpm.privacy.policy import Charge, Policy, Question, Request
 from lpm.protocol.identity import verify_certificate
@@ -160,6 +161,7 @@ def rehearse(
         people=scenario.minimum_people,
         outputs=tuple(scenario.outputs),
         resolution_days=scenario.federation.resolution_days,
+        mode=scenario.privacy.mode,
         release_fit=release_fit and not simulate_only,
     )
     rows: list[tuple[str, str, str, str]] = []
@@ -182,14 +184,17 @@ def rehearse(
         ]
     total = spent
     for subject, kind, draws, times in tasks:
-        question = Question(kind, np.repeat(values, draws, axis=0), names, scenario.gradient.estimator)
+        noise = scenario.mechanism.releases(kind)
+        question = Question(kind, np.repeat(values, draws, axis=0), names, scenario.gradient.estimator, noise)
         done = 0
         try:
             while done < times:
-                total = total + policy.admit(question, total, 0.0)
+                epsilon = epsilon_of((total + question.charge).noise, policy.delta)
+                total = total + policy.admit(question, total, epsilon)
                 done += 1
             cost = question.charge
-            rows.append(("ok", subject, f"{times} × {_said(cost)}; then {_said(total)} in all", ""))
+            privacy = f", ε = {epsilon_of(total.noise, policy.delta):.3g}" if total.noise else ""
+            rows.append(("ok", subject, f"{times} × {_said(cost)}; then {_said(total)} in all{privacy}", ""))
         except PolicyRefused as refusal:
             rows.append(("fail", subject, f"after {done} of {times}: {refusal.message}", ""))
     for each in scenario.declared:

@@ -21,14 +21,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lpm.errors import InputError
 from lpm.options import GRADIENTS, require_known
 from lpm.parameters import Parameter
+from lpm.privacy.dp import Mechanism
 
 if TYPE_CHECKING:
     from lpm.calibration.study import Settings
 
-__all__ = ["Calibration", "Declared", "Federation", "PublicNetwork", "PublicOutput", "Scenario", "load"]
+__all__ = ["Calibration", "Declared", "Federation", "Privacy", "PublicNetwork", "PublicOutput", "Scenario", "load"]
 
 MODEL_FILE = "model.py"
 _IMPORTING = threading.Lock()
@@ -108,6 +112,27 @@ class Federation:
 
 
 @dataclass(frozen=True)
+class Privacy:
+    """Differential privacy of what is opened to the coordinator; see `lpm.privacy.dp`.
+
+    Attributes:
+        mode: none, outputs, or outputs+gradients.
+        noise: standard deviation of the noise of `honest` parties together, per L2 sensitivity.
+        honest: parties whose noise is counted on.
+        clip_outputs: largest L2 norm of what one party adds to the outputs of a draw.
+        clip_loss: largest loss of one party in a draw.
+        clip_gradient: largest L2 norm of one party's gradient in a draw, each parameter in units of its default.
+    """
+
+    mode: str = "none"
+    noise: float = 4.0
+    honest: int = 2
+    clip_outputs: float = 1000.0
+    clip_loss: float = 1000.0
+    clip_gradient: float = 100.0
+
+
+@dataclass(frozen=True)
 class Scenario:
     """The public part of a scenario, after settings.
 
@@ -130,6 +155,7 @@ class Scenario:
         gradient: how derivatives are estimated.
         calibration: how the posterior is fitted.
         federation: how institutions add up.
+        privacy: the noise on what is opened to the coordinator.
     """
 
     folder: Path
@@ -150,6 +176,7 @@ class Scenario:
     gradient: Gradient
     calibration: Calibration
     federation: Federation
+    privacy: Privacy
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -190,6 +217,18 @@ class Scenario:
         return hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
+    def units(self) -> NDArray[np.float64]:
+        """Of each parameter, its default's size [P]: what a gradient is measured in before it is clipped."""
+        return np.array([abs(each.value) or 1.0 for each in self.declared])
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """The noise that the parties add."""
+        asked = self.privacy
+        clips = {"outputs": asked.clip_outputs, "loss": asked.clip_loss, "gradient": asked.clip_gradient}
+        return Mechanism(asked.mode, asked.noise, asked.honest, clips)
+
+    @property
     def code(self) -> str:
         """SHA-256 of all files in its folder, as hex: what an institution's policy allows by."""
         digest = hashlib.sha256()
@@ -218,6 +257,7 @@ class Scenario:
             "gradient": self.gradient,
             "calibration": self.calibration,
             "federation": self.federation,
+            "privacy": self.privacy,
         }
         plain = {
             "scenario.steps": "steps",
@@ -276,6 +316,7 @@ class Scenario:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise InputError(f"{what} is {value}: a whole number from {lowest}.")
+        self.mechanism  # noqa: B018 - refuses settings that make none
         if self.held_out >= self.steps:
             raise InputError(f"scenario.held_out is {self.held_out}: fewer than the {self.steps} steps.")
         if self.gradient.estimator not in GRADIENTS:
@@ -384,7 +425,8 @@ def load(folder: Path | str) -> Scenario:
 
 
 def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
-    known = {"scenario", "population", "parameters", "networks", "outputs", "gradient", "calibration", "federation"}
+    known = {"scenario", "population", "parameters", "networks", "outputs", "gradient", "calibration"}
+    known |= {"federation", "privacy"}
     _only(path, "", tree, known)
     head = _section(
         path,
@@ -476,6 +518,15 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
         gradient=gradient,
         calibration=calibration,
         federation=federation,
+        privacy=Privacy(
+            **_section(
+                path,
+                tree,
+                "privacy",
+                {name: type(value) for name, value in dataclasses.asdict(Privacy()).items()},
+                dataclasses.asdict(Privacy()),
+            )
+        ),
     )
     if not scenario.institutions or len(set(scenario.institutions)) != len(scenario.institutions):
         raise InputError(f"{path}: scenario.institutions names each institution once, and at least one.")

@@ -40,12 +40,15 @@ class FederatedBackend:
         self._on_partial = on_partial
         self.session, self.scenario = session, scenario
         self.releases: dict[str, Release] = {}
+        self.noise: dict[str, int] = {}
         self._bits = scenario.federation.fraction_bits
 
     def _ask(
         self, kind: str, theta: NDArray[np.float64], trajectory: int, gradient: str = "none", **options: Any
     ) -> Task:
         task = Task(kind, trajectory, theta, gradient, None, options)
+        for multiplier, count in self.scenario.mechanism.releases(kind).items():
+            self.noise[multiplier] = self.noise.get(multiplier, 0) + count
         self.session.broadcast(task)
         return task
 
@@ -57,6 +60,8 @@ class FederatedBackend:
         loss = self._decode_partial("loss", task)
         gradient = self._decode_partial("gradient", task).reshape(theta.shape)
         self.session.releases(task)
+        if self.scenario.mechanism.covers("gradient"):
+            gradient = gradient / self.scenario.units
         return loss, gradient
 
     def _decode_partial(self, tensor: str, task: Task) -> NDArray[np.float64]:

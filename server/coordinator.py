@@ -14,7 +14,9 @@ from lpm.calibration.study import Progress
 from lpm.calibration.study import run as run_study
 from lpm.checkpoint import CheckpointStore
 from lpm.privacy import DROPPABLE
+from lpm.privacy.dp import epsilon_of
 from lpm.privacy.dropout import dropout_note
+from lpm.privacy.policy import Policy
 from lpm.processes import peak_memory_mb
 from lpm.protocol.identity import COORDINATOR
 from lpm.protocol.manifest import Terms
@@ -105,6 +107,10 @@ def run(config: CoordinatorConfig) -> dict[str, Any]:
             )
         else:
             summary = _calibrate(config, scenario, backend, record, seed, facts, began, gathered)
+    if backend.noise:
+        delta = Policy().delta
+        spent = {"epsilon": epsilon_of(backend.noise, delta), "delta": delta, "noisy_sums": dict(backend.noise)}
+        record.update(privacy={"mode": scenario.privacy.mode, **spent})
     # A ledger that is set back later, head and all, is found out by the head that was noted here.
     record.update(ledgers={party: dict(each.about) for party, each in session.partings.items()})
     record.update(status="done", summary=summary)
@@ -140,7 +146,8 @@ def _calibrate(
         scenario.parameters,
         backend,
         settings,
-        held_out=scenario.held_out > 0,
+        # A score is opened only where losses are, as they are: noise would drown it.
+        held_out=scenario.held_out > 0 and scenario.privacy.mode != "outputs+gradients",
         progress=progress,
         save=save,
         on_iteration=lambda each, count: _log.info(
@@ -189,6 +196,7 @@ def _terms(config: CoordinatorConfig, scenario: Scenario, audit: str = "") -> Te
         exponents={name: scenario.federation.fraction_bits for name in scenario.networks},
         outputs=tuple(scenario.outputs),
         resolution_days=scenario.federation.resolution_days,
+        privacy=scenario.mechanism.label,
         gradient="none" if config.simulate_only else scenario.gradient.estimator,
         audit=audit,
         steps=scenario.steps,
@@ -214,6 +222,7 @@ def _facts(scenario: Scenario, terms: Terms, parties: int) -> list[Fact]:
             f"({', '.join(scenario.outputs)}), of losses, gradients and forecast scores.",
         ),
         Fact("Engine", f"{terms.sharing}: {_ENGINES[terms.sharing]}"),
+        Fact("Differential privacy", terms.privacy + "."),
         Fact("Fits", "Bands and series of an institution are shown only where it consented to release them."),
     ]
     if terms.sharing == "masked":

@@ -23,7 +23,7 @@ from lpm.errors import InputError, PolicyRefused
 __all__ = ["MODES", "PERMISSIVE", "AllowedScenario", "Charge", "Policy", "Question", "Request", "read_policy"]
 
 MODES = ("none", "outputs", "outputs+gradients")
-"""What differential privacy covers, from the weakest: nothing, opened outputs and scores, losses and gradients too."""
+"""What differential privacy covers, from the weakest: nothing, opened outputs, losses and gradients too."""
 
 PERMISSIVE = """\
 # Written by the launcher, because no policy was given: it allows what the protocol allows. No steward stands behind it.

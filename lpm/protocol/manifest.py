@@ -43,6 +43,7 @@ class Terms:
         exponents: tensor → fraction bits at step 0.
         outputs: what is opened to the coordinator.
         resolution_days: days of an output that are opened as one sum.
+        privacy: the mode of differential privacy, and its noise in words.
         gradient: the estimator, as the audit chose it.
         audit: what the gradient audit found before the session; "" if there was none.
         steps: time steps.
@@ -61,6 +62,7 @@ class Terms:
     exponents: Mapping[str, int] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     resolution_days: int = 1
+    privacy: str = "none"
     gradient: str = "none"
     audit: str = ""
     steps: int = 0
