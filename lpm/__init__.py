@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lpm.analysis.audit import audit_gradients
+    from lpm.analysis.sensitivity import sensitivity
     from lpm.errors import LpmError
     from lpm.flame.contagion import Attribute, Contagion, leave
     from lpm.flame.dynamics import Dynamics
@@ -57,6 +58,7 @@ _PLACES = {
     "on_date": "lpm.flame.events",
     "on_day": "lpm.flame.events",
     "scale": "lpm.flame.events",
+    "sensitivity": "lpm.analysis.sensitivity",
     "set_driver": "lpm.flame.events",
     "simulate": "lpm.local",
 }
@@ -87,6 +89,7 @@ __all__ = [
     "on_date",
     "on_day",
     "scale",
+    "sensitivity",
     "set_driver",
     "simulate",
 ]

@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 
 from lpm import cli_bench, cli_oversight, ranks
 from lpm.errors import InputError, Interrupted, LpmError, PeerLost
-from lpm.options import GRADIENTS, Options, parse_settings
+from lpm.options import GRADIENTS, MODES, Options, parse_settings
 
 __all__ = ["main"]
 
@@ -166,6 +166,77 @@ def simulate(
     """Simulate a scenario: in one process, or on the ranks that `torchrun … -m lpm simulate` starts."""
     options = _options("simulate", locals())
     _show(options, lambda: _commands().simulate_command(options))
+
+
+@app.command()
+def sensitivity(
+    scenario: Scenario,
+    steps: Steps = None,
+    seed: Seed = None,
+    agents: Agents = None,
+    gradient: Gradient = None,
+    mode: Annotated[
+        str, typer.Option(metavar="|".join(MODES), help="Every output and day, or one pass back for the targets alone.")
+    ] = "forward",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OUTPUT[:total|:peak]", help="What is ranked; as often as needed, else every output."),
+    ] = None,
+    replicates: Annotated[
+        int, typer.Option(click_type=_Number(1), help="Runs with other random numbers; from 2, standard errors.")
+    ] = 1,
+    settings: Settings = None,
+    checkpoint_every: Every = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Find how every output answers to every parameter, from one differentiated run."""
+    options = Options(
+        command="sensitivity",
+        scenario=_folder(scenario),
+        steps=steps,
+        seed=seed,
+        agents=agents,
+        gradient=gradient,
+        mode=mode,
+        targets=tuple(target or ()),
+        replicates=replicates,
+        settings=parse_settings(settings or ()),
+        checkpoint_every=checkpoint_every,
+        out=out,
+        json=json,
+    )
+    _show(options, lambda: _commands().sensitivity_command(options))
+
+
+@app.command()
+def audit(
+    scenario: Scenario,
+    steps: Steps = None,
+    seed: Seed = None,
+    agents: Agents = None,
+    seeds: Annotated[int, typer.Option(click_type=_Number(2), help="At most so many runs of each estimator.")] = 24,
+    estimators: Annotated[
+        str, typer.Option(metavar="A,B", help="Which to measure against finite differences; else all.")
+    ] = "",
+    settings: Settings = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Measure how true each gradient estimator is on this scenario, and recommend one."""
+    options = Options(
+        command="audit",
+        scenario=_folder(scenario),
+        steps=steps,
+        seed=seed,
+        agents=agents,
+        seeds=seeds,
+        estimators=tuple(name.strip() for name in estimators.split(",") if name.strip()),
+        settings=parse_settings(settings or ()),
+        out=out,
+        json=json,
+    )
+    _show(options, lambda: _commands().audit_command(options))
 
 
 @app.command()

@@ -28,7 +28,14 @@ if TYPE_CHECKING:
 
 # The simulator and the plots are imported where they are used: the launcher of a federation needs neither.
 
-__all__ = ["calibrate_command", "federate_command", "resume_command", "simulate_command"]
+__all__ = [
+    "audit_command",
+    "calibrate_command",
+    "federate_command",
+    "resume_command",
+    "sensitivity_command",
+    "simulate_command",
+]
 
 _AUDIT_AGENTS = 4000
 """Of a federation's gradient audit: a bias comes from how people meet and hardly from how many there are."""
@@ -163,7 +170,13 @@ def _simulate(
 
 
 def _choose_gradient(
-    run: Run | None, model: Model, theta: NDArray[np.float64], gradient: str, scenario: Scenario, seed: int
+    run: Run | None,
+    model: Model,
+    theta: NDArray[np.float64],
+    gradient: str,
+    scenario: Scenario,
+    seed: int,
+    mode: str = "forward",
 ) -> str:
     """The estimator of a run, which it keeps when it is resumed: an audit depends on the clock."""
     from lpm.analysis.audit import resolve_estimator
@@ -173,11 +186,122 @@ def _choose_gradient(
     if isinstance(kept, dict):
         return str(kept["estimator"])
     chosen, audit = resolve_estimator(
-        model, theta, gradient, steps=scenario.steps, seed=seed, step=scenario.gradient.step
+        model, theta, gradient, steps=scenario.steps, seed=seed, step=scenario.gradient.step, mode=mode
     )
     if run is not None:
         run.update(gradient={"estimator": chosen, "reason": audit.reason if audit else "as asked"})
     return chosen
+
+
+def sensitivity_command(options: Options) -> dict[str, Any]:
+    """Find how every output of a scenario answers to every parameter, in this process or on the ranks of `torchrun`."""
+    scenario = _scenario(options)
+    group = _join(options, scenario)
+    return _sensitivity(_new_run(options, scenario, group), options, scenario, None, group)
+
+
+def _sensitivity(
+    run: Run | None, options: Options, scenario: Scenario, found: Mapping[str, Any] | None, group: Ranks | None
+) -> dict[str, Any]:
+    from lpm.analysis.sensitivity import Part, parse_targets, sensitivity
+    from lpm.derivative_results import write_sensitivity
+    from lpm.estimators import require_estimator
+    from lpm.simulation import Keeper
+    from lpm.worlds.distributed import here
+    from lpm.worlds.process_group import agreed
+
+    gradient = options.gradient or scenario.gradient.estimator
+    if gradient not in ("auto", "none"):
+        require_estimator(gradient, mode=options.mode)
+    count = 1 if group is None else group.ranks
+    if run is not None:
+        _begin(run, options, scenario, "local" if count == 1 else "distributed", count)
+    began = time.monotonic()
+    _, model = here(scenario.build())
+    built = time.monotonic()
+    parse_targets(options.targets, list(model.recorded))
+    values = {name: value for name, value in scenario.defaults.items() if name in scenario.dynamics}
+    seed = options.seed or 0
+    if gradient != "none":
+        theta = np.array([[values[parameter.name] for parameter in model.parameters]])
+        gradient = _choose_gradient(run, model, theta, gradient, scenario, seed, options.mode)
+    parts = [Part(*each) for each in agreed(found["parts"] if found else [])]
+    state = found["state"] if found else None
+
+    def save(now: Mapping[str, Any] | None, step: int) -> None:
+        if run is None:
+            return
+        packed = [(part.outputs, part.derivative, part.targets, part.values) for part in parts]
+        run.checkpoints.save({"parts": packed, "state": now}, len(parts) * scenario.steps + step)
+
+    def keep(whole: list[Part]) -> None:
+        parts[:] = whole
+        save(None, 0)
+
+    total, start = options.replicates * scenario.steps, len(parts) * scenario.steps + int(state["step"] if state else 0)
+    with console.progress("Simulating", total, start) as advance:
+        result = sensitivity(
+            model,
+            values,
+            steps=scenario.steps,
+            seed=seed,
+            gradient=gradient,
+            mode=options.mode,
+            targets=options.targets,
+            replicates=options.replicates,
+            step=scenario.gradient.step,
+            keeper=Keeper(options.checkpoint_every or 0, lambda now: save(now, now["step"]), state),
+            done=tuple(parts),
+            on_replicate=keep,
+            progress=lambda done, of: advance(),
+        )
+    memory = _peak_memory(group)
+    if run is None:
+        return {}
+    run.update(
+        executor=result.executor,
+        timings={"building_s": built - began, "computing_s": time.monotonic() - built},
+        peak_memory_mb=memory,
+    )
+    summary = write_sensitivity(run, scenario, result, facts=[_LOCAL])
+    run.update(status="done")
+    return summary
+
+
+def audit_command(options: Options) -> dict[str, Any]:
+    """Measure how true each gradient estimator is on a scenario, in this process."""
+    from lpm.analysis.audit import audit_gradients, require_known
+    from lpm.derivative_results import write_audit
+
+    scenario = _scenario(options)
+    require_known(options.estimators)
+    if ranks.place().ranks > 1:
+        raise InputError("lpm audit runs in one process.", "Start it without torchrun, with fewer agents (--agents).")
+    run = Run.create(options.out, options.to_command(), scenario.name)
+    _begin(run, options, scenario, "local")
+    began = time.monotonic()
+    model = scenario.build()
+    built = time.monotonic()
+    values = {name: value for name, value in scenario.defaults.items() if name in scenario.dynamics}
+    with console.progress("Auditing", options.seeds) as advance:
+        audit = audit_gradients(
+            model,
+            values,
+            steps=scenario.steps,
+            seed=options.seed or 0,
+            seeds=options.seeds,
+            estimators=options.estimators or None,
+            step=scenario.gradient.step,
+            progress=lambda done, of: advance(),
+        )
+    run.update(
+        timings={"building_s": built - began, "computing_s": time.monotonic() - built},
+        peak_memory_mb={"lpm": peak_memory_mb()},
+        gradient={"estimator": audit.chosen, "reason": audit.reason},
+    )
+    summary = write_audit(run, scenario, audit, facts=[_LOCAL])
+    run.update(status="done")
+    return summary
 
 
 def calibrate_command(options: Options) -> dict[str, Any]:
@@ -310,7 +434,7 @@ def resume_command(path: Path, options: Options) -> dict[str, Any]:
             raise InputError(f"{path} is a federation, which ranks can't resume.", "Resume it without torchrun.")
         run.reopen()
         return _federate(run, options, scenario, resume=True)
-    work = _simulate if options.command == "simulate" else _calibrate
+    work = {"simulate": _simulate, "sensitivity": _sensitivity, "calibrate": _calibrate}[options.command]
     group = _join(options, scenario)
     if group is not None and group.rank > 0:
         return work(None, options, scenario, None, group)

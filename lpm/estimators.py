@@ -2,12 +2,15 @@
 
 `fd` runs each draw at θ ± h with the same random numbers (common random numbers), all lanes in one run; it is right
 for any model and noisy. `tangent` propagates the derivative of the conditional expectation; it has little noise, is
-right in dense mixing and badly wrong where people meet the same few others again and again. `auto`
+right in dense mixing and badly wrong where people meet the same few others again and again. `score` multiplies outputs
+by the likelihood ratio of the decisions behind them: unbiased, and noisy unless components are small and closed.
+`st-gumbel`, the straight-through Gumbel-softmax, stands here for comparison only: it is biased. `auto`
 (`lpm.analysis.audit`) measures them on the model at hand and decides.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm import ring, simulation
+from lpm import ranks, ring, simulation
 from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.options import GRADIENTS
 from lpm.parameters import Parameter
+from lpm.passes.score import components
+from lpm.relax import straight_through
+from lpm.rng import derive
 from lpm.worlds.world import World
 
 __all__ = [
@@ -48,6 +54,7 @@ class Estimator:
         modes: "forward", and "reverse" where a scalar's gradient by any number of parameters costs one pass back.
         refuses: why it can't differentiate a model, or None if it can.
         biased: whether it is known to be wrong and stands here for comparison only; `auto` never takes it.
+        promising: whether `auto` should spend runs on it; an audit that is asked for tries it anyway.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Estimator:
     modes: tuple[str, ...] = ("forward",)
     refuses: Callable[[Model], str | None] = lambda model: None
     biased: bool = False
+    promising: Callable[[Model], bool] = lambda model: True
 
     @property
     def label(self) -> str:
@@ -67,6 +75,13 @@ REGISTRY: Mapping[str, Estimator] = {
     for each in (
         Estimator("fd", "central differences with common random numbers"),
         Estimator("tangent", "derivative of the conditional expectation of each decision", ("forward", "reverse")),
+        Estimator(
+            "score",
+            "likelihood ratio of each decision, leave-one-out baseline",
+            # Where everybody may have met everybody it has more noise than any other.
+            promising=lambda model: bool(components(model).any()),
+        ),
+        Estimator("st-gumbel", "straight-through Gumbel-softmax", ("forward", "reverse"), biased=True),
     )
 }
 """All estimators by name; the audit tries each, and `fd` is what the others are measured against."""
@@ -205,7 +220,7 @@ def evaluate(
         trajectory: see `simulation.run`.
 
     Raises:
-        InputError: for an unknown estimator or mode, or one that can't differentiate this model.
+        InputError: for an unknown estimator or mode, or one that can't differentiate this model or in this world.
     """
     require_estimator(estimator, model, mode)
     common: dict[str, Any] = {
@@ -225,9 +240,45 @@ def evaluate(
         lanes = differences(theta, model.parameters, step)
         run = simulation.run(model, lanes.lanes, **common)
         return Evaluation(run.words[..., :draws], lanes.quotient(run.outputs), None, estimator, run.executor)
-    derivative = "forward" if mode == "forward" else "reverse"
-    run = simulation.run(model, theta, derivative=derivative, cotangent=cotangent, **common)
+    if estimator == "score":
+        if ranks.place().ranks > 1 or (world is not None and world.parties > 1):
+            raise InputError(
+                "The estimator score needs outputs and decisions of everybody in one place: it can't go through a sum.",
+                "Use gradient=fd or gradient=tangent.",
+            )
+        return _score(model, theta, common)
+    with straight_through() if estimator == "st-gumbel" else contextlib.nullcontext():
+        run = simulation.run(model, theta, derivative=mode, cotangent=cotangent, **common)
     return Evaluation(run.words, run.tangents, run.gradient, estimator, run.executor)
+
+
+SCORE_RUNS = 8
+"""Runs of `score` with random numbers of their own: each has the mean of the others as baseline."""
+
+
+def _score(model: Model, theta: NDArray[np.float64], common: Mapping[str, Any]) -> Evaluation:
+    """The mean of Σ_components (outputs − those of the other runs) × score, over `SCORE_RUNS` runs.
+
+    With y and s of run r, and means over all R runs: 1/(R−1) · (Σ_r y_r s_r − ȳ Σ_r s_r).
+
+    Source: leave-one-out baseline, Kool, van Hoof and Welling (2019), "Buy 4 REINFORCE samples, get a baseline free".
+    """
+    first: simulation.Trajectory | None = None
+    for k in range(SCORE_RUNS):
+        seed = common["seed"] if k == 0 else derive(common["seed"], "score", k)
+        # A checkpoint of the first run serves all: the others are repeated.
+        more = {"seed": seed} if k == 0 else {"seed": seed, "keeper": None, "progress": None}
+        run = simulation.run(model, theta, derivative="score", **{**common, **more})
+        assert run.by_component is not None and run.tangents is not None
+        outputs, scores = run.by_component
+        product = np.einsum("tomk,tmkp->tokp", outputs, scores)
+        if first is None:
+            first, products, path, total, score = run, product, run.tangents, outputs, scores
+        else:
+            products, path, total, score = products + product, path + run.tangents, total + outputs, score + scores
+    assert first is not None
+    covariance = (products - np.einsum("tomk,tmkp->tokp", total / SCORE_RUNS, score)) / (SCORE_RUNS - 1)
+    return Evaluation(first.words, covariance + path / SCORE_RUNS, None, "score", first.executor)
 
 
 def to_lanes(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> NDArray[np.float64]:

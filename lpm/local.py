@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from lpm.analysis.audit import Audit, resolve_estimator
 from lpm.estimators import REGISTRY, Evaluation, evaluate, require_estimator, to_lanes
 from lpm.flame.model import Model
+from lpm.labels import to_dataset
 from lpm.simulation import Keeper
 
-__all__ = ["Simulation", "simulate", "to_dataset"]
+__all__ = ["Simulation", "simulate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,38 +38,6 @@ class Simulation:
     executor: str
     audit: Audit | None
     words: NDArray[np.int64]
-
-
-def _times(model: Model, steps: int) -> tuple[str, NDArray[Any]]:
-    if model.start is None:
-        return "time", np.arange(steps)
-    first = np.datetime64(model.start, "D")
-    return "time", (first + np.arange(steps)).astype("datetime64[ns]")
-
-
-def to_dataset(
-    model: Model, values: NDArray[np.float64], *, draws: bool, names: list[str] | None = None, parameters: bool = False
-) -> xr.Dataset:
-    """Label outputs [T, O, K] or derivatives [T, O, K, P].
-
-    Args:
-        model: whose outputs they are.
-        values: in the order of `names`.
-        draws: whether to keep the draw axis (else K must be 1).
-        names: outputs; all that the model records by default.
-        parameters: whether the last axis is that of parameters.
-    """
-    names = list(model.recorded) if names is None else names
-    dims = ["time", *(["draw"] if draws else []), *(["parameter"] if parameters else [])]
-    coords: dict[str, Any] = {"time": _times(model, values.shape[0])}
-    if parameters:
-        coords["parameter"] = [parameter.name for parameter in model.parameters]
-    variables = {}
-    for k, name in enumerate(names):
-        array = values[:, k] if draws else values[:, k, 0]
-        unit = model.recorded[name].unit
-        variables[name] = (dims, array, {"units": f"{unit} per unit of the parameter" if parameters else unit})
-    return xr.Dataset(variables, coords=coords)
 
 
 def simulate(

@@ -15,16 +15,22 @@ from lpm.errors import InputError
 __all__ = [
     "CONTROLS",
     "GRADIENTS",
+    "MODES",
+    "ONE_PROCESS",
     "SHARINGS",
     "Options",
     "parse_settings",
     "require_known",
 ]
 
-GRADIENTS = ("none", "auto", "fd", "tangent")
+GRADIENTS = ("none", "auto", "fd", "tangent", "score", "st-gumbel")
 """How derivatives flow through the simulation: the one list of names. A calibration can't do with `none`."""
 SHARINGS = ("crypten", "masked")
 """Engines of the secure sum."""
+ONE_PROCESS = ("score",)
+"""Estimators that need all outputs and decisions in one process."""
+MODES = ("forward", "reverse")
+"""Which way derivatives go through a run: every output at every step, or a few targets by any number of parameters."""
 CONTROLS = ("flower", "streams")
 """Control planes of a federation on this machine."""
 
@@ -53,6 +59,11 @@ class Options:
         checkpoint_every: steps between two checkpoints of a simulation.
         deadline: seconds that a rank of `torchrun` may keep the others waiting.
         time_limit: seconds after which a calibration stops and says that it has not converged.
+        mode: one of `MODES`, of a sensitivity.
+        targets: of a sensitivity: OUTPUT, OUTPUT:total or OUTPUT:peak (none: all).
+        replicates: runs of a sensitivity with random numbers of their own.
+        seeds: at most so many runs of each estimator in an audit.
+        estimators: that an audit tries beside finite differences (none: all).
         unsafe: no disclosure control: small cells are allowed (for tests on invented people).
         policy: a policy.toml that every party of a federation on this machine gets a copy of.
 
@@ -79,6 +90,11 @@ class Options:
     checkpoint_every: int | None = None
     deadline: float | None = None
     time_limit: float | None = None
+    mode: str = "forward"
+    targets: tuple[str, ...] = ()
+    replicates: int = 1
+    seeds: int = 24
+    estimators: tuple[str, ...] = ()
     unsafe: bool = False
     policy: Path | None = None
 
@@ -99,10 +115,22 @@ class Options:
             if seconds is not None and not 0 < seconds < math.inf:
                 raise InputError(f"`--{flag}` is {seconds:g}: seconds, more than 0.")
         _require_one_of("gradient", self.gradient, GRADIENTS)
-        calibrates = self.command == "calibrate" or (self.command == "federate" and not self.simulate_only)
-        if calibrates and self.gradient == "none":
+        needs = {"calibrate": "a calibration", "sensitivity": "a sensitivity"}.get(self.command)
+        if self.command == "federate" and not self.simulate_only:
+            needs = "a calibration"
+            if self.gradient in ONE_PROCESS:
+                raise InputError(
+                    f"`--gradient` is {self.gradient}, which can't go through a sum.",
+                    "It needs everybody in one process: use fd, tangent or auto.",
+                )
+        if needs and self.gradient == "none":
             accepted = ", ".join(name for name in GRADIENTS if name != "none")
-            raise InputError(f"`--gradient` is none: one of {accepted}, for a calibration needs derivatives.")
+            raise InputError(f"`--gradient` is none: one of {accepted}, for {needs} needs derivatives.")
+        _require_one_of("mode", self.mode, MODES)
+        _require_whole("replicates", self.replicates, 1)
+        _require_whole("seeds", self.seeds, 2)
+        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "estimators", tuple(self.estimators))
         _require_one_of("sharing", self.sharing, SHARINGS)
         _require_one_of("control", self.control, CONTROLS)
         if self.keys is not None and not self.keys.is_dir():
@@ -118,6 +146,8 @@ class Options:
                 value = str(value.resolve())
             elif isinstance(value, Mapping):
                 value = dict(value)
+            elif isinstance(value, tuple):
+                value = list(value)
             if value is not None:
                 plain[name] = value
         return plain

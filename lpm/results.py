@@ -29,7 +29,7 @@ from lpm.rng import derive
 from lpm.runs import Run
 from lpm.scenario import Scenario
 
-__all__ = ["label_outputs", "write_simulation", "write_study"]
+__all__ = ["label_outputs", "parameter_rows", "summarise", "write_simulation", "write_study"]
 
 
 def label_outputs(scenario: Scenario, values: NDArray[np.float64]) -> xr.Dataset:
@@ -64,20 +64,11 @@ def write_simulation(
     run.write_outputs(outputs)
     if gradient is not None:
         gradient.to_netcdf(run.path / "gradient.nc", engine="h5netcdf")
-    rows = [
-        {
-            "name": each.parameter.name,
-            "unit": each.parameter.unit,
-            "label": each.parameter.label,
-            "value": values.get(each.parameter.name, each.value),
-        }
-        for each in scenario.declared
-        if each.role == "dynamics"
-    ]
+    rows = parameter_rows(scenario, values)
     report = write_report(
         run, Material(headline=[headline], parameters=rows, outputs=outputs, gradient=gradient, privacy=facts)
     )
-    return _summary(run, scenario, headline, rows, outputs, report, {})
+    return summarise(run, scenario, headline, rows, outputs, report, {})
 
 
 def write_study(
@@ -156,11 +147,25 @@ def write_study(
             },
         ),
     )
-    summary = _summary(run, scenario, headline, rows, outputs, report, scores)
+    summary = summarise(run, scenario, headline, rows, outputs, report, scores)
     return summary | {"gradient": study.choice.estimator, "converged": study.fit.converged}
 
 
-def _summary(
+def parameter_rows(scenario: Scenario, values: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The parameters of a run that changes nothing but them, for tables."""
+    return [
+        {
+            "name": each.parameter.name,
+            "unit": each.parameter.unit,
+            "label": each.parameter.label,
+            "value": values.get(each.parameter.name, each.value),
+        }
+        for each in scenario.declared
+        if each.role == "dynamics"
+    ]
+
+
+def summarise(
     run: Run,
     scenario: Scenario,
     headline: str,
@@ -169,6 +174,7 @@ def _summary(
     report: Any,
     scores: Mapping[str, Any],
 ) -> dict[str, Any]:
+    """What came out, in a few values: what `--json` prints."""
     record = run.record()
     return {
         "run": str(run.path),

@@ -21,12 +21,21 @@ from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.kernels.spec import Executor
 from lpm.passes.plain import Plain
+from lpm.passes.score import Score
 from lpm.passes.steps import Arrays, Rounds, Steps, spread
 from lpm.passes.tangent import Forward, Reverse
 from lpm.worlds.distributed import here
 from lpm.worlds.world import World
 
 __all__ = ["Keeper", "Trajectory", "choose_executor", "run"]
+
+
+_PASSES: Mapping[str, type[Plain]] = {
+    "none": Plain,
+    "forward": Forward,
+    "reverse": Reverse,
+    "score": Score,
+}
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,15 @@ class Trajectory:
         tangents: derivative of the outputs by each lane's own parameters [T, O, lanes, P] (forward mode).
         gradient: Σ cotangent · outputs differentiated [B, lanes, P] (reverse mode).
         executor: what ran the contagions.
+        by_component: outputs [T, O, M, lanes] and scores of all decisions so far [T, M, lanes, P], of each of M closed
+            components of this shard (`score`).
     """
 
     words: NDArray[np.int64]
     tangents: NDArray[np.float64] | None = None
     gradient: NDArray[np.float64] | None = None
     executor: str = ""
+    by_component: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     @property
     def outputs(self) -> NDArray[np.float64]:
@@ -130,7 +142,8 @@ def run(
         steps: T.
         seed: 64 bits; of this shard.
         world: who adds up; by default the Local world or, under `torchrun`, the Distributed one.
-        derivative: "none"; "forward": tangents of the outputs; "reverse": gradient of Σ cotangent · outputs.
+        derivative: "none"; "forward": tangents of the outputs; "reverse": gradient of Σ cotangent · outputs;
+            "score": scores of all decisions beside the outputs, by component.
         cotangent: outputs [T, O, lanes] → cotangents [B, T, O, lanes] (reverse).
         executor: "auto", "reference" or "cpu".
         keeper: checkpoints.
@@ -146,8 +159,8 @@ def run(
     """
     if not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps is {steps}: a whole number from 1.")
-    if derivative not in ("none", "forward", "reverse"):
-        raise InputError(f"The derivative is {derivative!r}: none, forward or reverse.")
+    if derivative not in _PASSES:
+        raise InputError(f"The derivative is {derivative!r}: one of {', '.join(_PASSES)}.")
     if not model.recorded:
         raise InputError("The model records nothing.", "Give Model(outputs={name: lpm.flow(…)}).")
     theta = np.ascontiguousarray(theta, dtype=np.float64)
@@ -164,7 +177,7 @@ def run(
     rounds = Rounds(world)
     sizes = _census(model, rounds)
     loop = Steps(model, parameters, seed, chosen, sizes)
-    worker = {"none": Plain, "forward": Forward, "reverse": Reverse}[derivative](loop, rounds)
+    worker = _PASSES[derivative](loop, rounds)
 
     lanes = theta.shape[0]
     words = np.zeros((steps, len(model.recorded), lanes), dtype=np.int64)
@@ -195,5 +208,5 @@ def run(
         if progress is not None:
             progress(t + 1, steps)
     words = world.whole(words)
-    derivatives = {name: world.whole(part) for name, part in worker.finish(words, cotangent).items()}
+    derivatives: dict[str, Any] = {name: world.whole(part) for name, part in worker.finish(words, cotangent).items()}
     return Trajectory(words, **derivatives, executor=chosen.name)

@@ -22,7 +22,7 @@ from lpm.flame.model import Model
 from lpm.judge import ACQUIT_AFTER, REFERENCE, Verdict, choose, compare, rule, still_worth
 from lpm.worlds.process_group import agreed
 
-__all__ = ["Audit", "audit_gradients", "resolve_estimator"]
+__all__ = ["Audit", "audit_gradients", "require_known", "resolve_estimator"]
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,7 @@ def audit_gradients(
     if seeds < 2:
         raise InputError(f"seeds is {seeds}: a whole number from 2, for a bias needs a standard error.")
     names = [name for name in (REGISTRY if estimators is None else estimators) if name != REFERENCE]
-    unknown = [name for name in names if name not in REGISTRY]
-    if unknown:
-        raise InputError(f"There is no estimator {unknown[0]!r}: there are {', '.join(REGISTRY)}.")
+    require_known(names)
     found: dict[str, Verdict] = {}
     for name in names:
         reason = REGISTRY[name].refuses(model)
@@ -178,6 +176,17 @@ def audit_gradients(
     return Audit(chosen, reason, verdicts, reference.runs)
 
 
+def require_known(estimators: Sequence[str]) -> None:
+    """Refuse names of estimators there are not.
+
+    Raises:
+        InputError: naming those there are.
+    """
+    for name in estimators:
+        if name not in REGISTRY:
+            raise InputError(f"There is no estimator {name!r}: there are {', '.join(REGISTRY)}.")
+
+
 def resolve_estimator(
     model: Model,
     theta: NDArray[np.float64],
@@ -201,6 +210,8 @@ def resolve_estimator(
     """
     if gradient != "auto":
         return gradient, None
-    candidates = [each.name for each in REGISTRY.values() if not each.biased and mode in each.modes]
+    candidates = [
+        each.name for each in REGISTRY.values() if not each.biased and mode in each.modes and each.promising(model)
+    ]
     audit = audit_gradients(model, theta[0], steps=steps, seed=seed, step=step, estimators=candidates)
     return audit.chosen, audit

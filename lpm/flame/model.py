@@ -187,6 +187,19 @@ class Model:
         words, values = zip(*(reader.read(records) for reader in readers.values()), strict=True)
         return torch.stack(words).numpy(), torch.stack(values)
 
+    def by_agent(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
+        """Each agent's own part of the outputs of one step.
+
+        Args:
+            before: the carry at the start of the step, with stages one-hot as the reference executor keeps them.
+            after: the same at its end.
+
+        Returns:
+            [outputs, agents, lanes]; their sum over agents is what `read` gives.
+        """
+        readers: Mapping[str, _Reader] = self._readers  # type: ignore[attr-defined]
+        return torch.stack([reader.by_agent(before, after) for reader in readers.values()])
+
     def values(self, records: Mapping[str, Tensor]) -> Tensor:
         """The differentiable part of `read` alone [outputs, lanes]."""
         readers: Mapping[str, _Reader] = self._readers  # type: ignore[attr-defined]
@@ -220,6 +233,9 @@ class _Reader:
         weights = np.broadcast_to(thin, (spec.class_count,)) * model.population.weight
         ring.require_headroom(f"the output {name}", model.population.agents, float(np.abs(weights).max(initial=0.0)))
         self.key = f"{contagion.name}.{output.kind}"
+        self.state = f"state:{contagion.name}.stage"
+        self.arrows = [spec.edges[row] for row in self.rows] if output.kind == "flow" else []
+        self.of_agent = torch.from_numpy(weights[spec.classes].copy())[:, None]
         # In a shard of many institutions, an output that is one's own looks at its few classes alone.
         counted = np.flatnonzero(weights)
         few = counted.size < weights.size
@@ -227,6 +243,13 @@ class _Reader:
         weights = weights[counted] if few else weights
         self.words = torch.from_numpy(ring.encode(weights))[:, None]
         self.weights = torch.from_numpy(weights.copy())[:, None]
+
+    def by_agent(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
+        old, new = before[self.state], after[self.state]
+        if self.arrows:
+            # One decision a step: who was in the one and is in the other has made the transition.
+            return self.of_agent * torch.stack([old[..., a] * new[..., b] for a, b in self.arrows]).sum(0)
+        return self.of_agent * new[..., self.rows].sum(-1)
 
     def soft(self, records: Mapping[str, Tensor]) -> Tensor:
         return self._weighed(records[self.key][self.at].sum(0))

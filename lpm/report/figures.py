@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_all", "draw_fit", "draw_loss", "draw_outputs", "draw_overview", "draw_posterior"]
+__all__ = ["canvas", "draw_all", "draw_fit", "draw_loss", "draw_outputs", "draw_overview", "draw_posterior", "words"]
 
 # Okabe and Ito (2008), distinguishable by all readers.
 INK, MUTED, GRID = "#1b1f24", "#6b7280", "#e6e8eb"
@@ -65,7 +65,7 @@ def draw_all(material: Material, folder: Path) -> dict[str, Path]:
         folder: an existing folder.
 
     Returns:
-        `fit`, `fit_<institution>`, `posterior`, `loss`, `outputs` → the PNG file.
+        `fit`, `fit_<institution>`, `posterior`, `loss`, `outputs` and the panels' names → the PNG file.
     """
     drawn: dict[str, Path] = {}
 
@@ -89,6 +89,9 @@ def draw_all(material: Material, folder: Path) -> dict[str, Path]:
         outputs = material.outputs
         values = {row["name"]: row["value"] for row in material.parameters if row.get("value") is not None}
         keep("outputs", lambda path: draw_outputs(outputs, path, material.gradient, values))
+    for panel in material.panels:
+        if panel.draw is not None:
+            keep(panel.name, panel.draw)
     return drawn
 
 
@@ -99,11 +102,11 @@ def draw_fit(fits: Sequence[Fit], path: Path) -> None:
         fits: of one institution, at least one.
         path: the PNG file.
     """
-    with _figure(path, (8.4, 0.9 + 2.7 * len(fits))) as figure:
+    with canvas(path, (8.4, 0.9 + 2.7 * len(fits))) as figure:
         axes = figure.subplots(len(fits), 1, squeeze=False, sharex=True)[:, 0]
         for axis, fit in zip(axes, fits, strict=True):
             _draw_series(axis, fit)
-            axis.set_title(f"{place(fit.institution)}: {_words(fit.series)}, observed and posterior predictive")
+            axis.set_title(f"{place(fit.institution)}: {words(fit.series)}, observed and posterior predictive")
             axis.set_ylabel(_axis(fit.series, fit.unit))
         _date_axis(axes[-1])
         _legend(figure, axes[0])
@@ -119,7 +122,7 @@ def draw_overview(fits: Sequence[Fit], path: Path) -> None:
     institutions = list(dict.fromkeys(fit.institution for fit in fits))
     names = list(dict.fromkeys(fit.series for fit in fits))
     size = (min(4.6 * len(names) + 0.8, 14.0) if len(names) > 1 else 7.6, 1.2 + 1.75 * len(institutions))
-    with _figure(path, size) as figure:
+    with canvas(path, size) as figure:
         axes = figure.subplots(len(institutions), len(names), squeeze=False, sharex=True)
         for row, institution in enumerate(institutions):
             for column, series in enumerate(names):
@@ -129,13 +132,13 @@ def draw_overview(fits: Sequence[Fit], path: Path) -> None:
                     axis.set_axis_off()
                     continue
                 _draw_series(axis, found[0], small=True)
-                axis.set_title(place(institution) if len(names) == 1 else f"{place(institution)}: {_words(series)}")
+                axis.set_title(place(institution) if len(names) == 1 else f"{place(institution)}: {words(series)}")
                 axis.set_ylabel(found[0].unit)
         for column in axes.T:
             _date_axis(_lowest(column))
         handles = next(axis for axis in axes.flat if axis.axison)
         figure.suptitle(
-            f"Observed {' and '.join(map(_words, names))} and the posterior predictive",
+            f"Observed {' and '.join(map(words, names))} and the posterior predictive",
             x=0.012,
             ha="left",
             fontsize=12.5,
@@ -164,7 +167,7 @@ def draw_posterior(
     before = prior[names].to_numpy(np.float64) if prior is not None and len(prior) else None
     limits = [_limits(draws[:, i], None if before is None else before[:, i]) for i in range(count)]
     side = max(1.75 * count + 0.6, 4.6)
-    with _figure(path, (side, side + 0.35)) as figure:
+    with canvas(path, (side, side + 0.35)) as figure:
         axes = figure.subplots(count, count, squeeze=False)
         for row in range(count):
             for column in range(count):
@@ -202,7 +205,7 @@ def draw_loss(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         ("loss", "Expected negative log-likelihood of all institutions", "loss (nats)", BLUE),
         ("kl", "Divergence of the posterior from the prior", "KL (nats)", VERMILLION),
     )
-    with _figure(path, (8.4, 5.2)) as figure:
+    with canvas(path, (8.4, 5.2)) as figure:
         axes = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
         for axis, (name, title, label, colour) in zip(axes, panels, strict=True):
             values = np.array([_number(record.get(name)) for record in history])
@@ -243,7 +246,7 @@ def draw_outputs(
     names = [str(name) for name in outputs.data_vars]
     derived = [] if gradient is None else [name for name in names if name in gradient.data_vars]
     columns = 2 if derived else 1
-    with _figure(path, (8.4 if columns == 1 else 13.0, 0.5 + 2.6 * len(names))) as figure:
+    with canvas(path, (8.4 if columns == 1 else 13.0, 0.5 + 2.6 * len(names))) as figure:
         axes = figure.subplots(len(names), columns, squeeze=False, sharex="col")
         for row, name in enumerate(names):
             series = outputs[name]
@@ -266,7 +269,13 @@ def file_name(institution: str) -> str:
 
 
 @contextlib.contextmanager
-def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+def canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure in the style of all, written to `path` at the end.
+
+    Args:
+        path: the PNG file.
+        size: in inches.
+    """
     # No pyplot: its global registry would keep every figure of a long-lived process.
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -384,13 +393,13 @@ def _pair_labels(
     axis.xaxis.set_major_locator(MaxNLocator(3, prune="both"))
     axis.tick_params(labelsize=7.5)
     if row == count - 1:
-        axis.set_xlabel(_wrap(labels.get(names[column], _words(names[column]))), fontsize=8.5)
+        axis.set_xlabel(_wrap(labels.get(names[column], words(names[column]))), fontsize=8.5)
     else:
         axis.set_xticklabels([])
     if row != column:
         axis.yaxis.set_major_locator(MaxNLocator(3, prune="both"))
         if column == 0:
-            axis.set_ylabel(_wrap(labels.get(names[row], _words(names[row]))), fontsize=8.5)
+            axis.set_ylabel(_wrap(labels.get(names[row], words(names[row]))), fontsize=8.5)
         else:
             axis.set_yticklabels([])
 
@@ -414,7 +423,7 @@ def _draw_output(axis: Axes, series: xr.DataArray) -> None:
             axis.plot(when, lines[:, index], color=CYCLE[index], linewidth=1.5, label=str(key))
         if lines.shape[1] > len(CYCLE):
             axis.plot(when, lines[:, len(CYCLE) :], color=MUTED, linewidth=0.8, alpha=0.6)
-        axis.legend(loc="upper right", title=", ".join(map(_words, rest)), title_fontsize=8.5, fontsize=8.5)
+        axis.legend(loc="upper right", title=", ".join(map(words, rest)), title_fontsize=8.5, fontsize=8.5)
     else:
         values = series.to_numpy()
         axis.fill_between(when, values, color=BLUE, alpha=0.12, linewidth=0)
@@ -467,7 +476,7 @@ def _draw_gradient(
     mesh = axis.pcolormesh(
         edges, np.arange(len(parameters) + 1), table, cmap="PuOr_r", vmin=-scale or -1, vmax=scale or 1, rasterized=True
     )
-    axis.set_yticks(np.arange(len(parameters)) + 0.5, [_words(parameter) for parameter in parameters])
+    axis.set_yticks(np.arange(len(parameters)) + 0.5, [words(parameter) for parameter in parameters])
     axis.invert_yaxis()
     axis.grid(False)
     axis.spines["left"].set_visible(False)
@@ -485,7 +494,7 @@ def _time_axis(axis: Axes, series: xr.DataArray) -> None:
     if np.issubdtype(series[series.dims[0]].dtype, np.datetime64):
         _date_axis(axis)
     else:
-        axis.set_xlabel(_words(str(series.dims[0])) if series.dims[0] != "time" else "day")
+        axis.set_xlabel(words(str(series.dims[0])) if series.dims[0] != "time" else "day")
 
 
 def _date_axis(axis: Axes) -> None:
@@ -564,22 +573,23 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """A name as people write it."""
     return str(name).replace("_", " ")
 
 
 def place(name: str) -> str:
     """An institution as people call it: `staten_island`, a folder's name, is Staten Island."""
-    return _words(name).title() if name == name.lower() else _words(name)
+    return words(name).title() if name == name.lower() else words(name)
 
 
 def _title(name: str) -> str:
-    words = _words(name)
-    return words[:1].upper() + words[1:]
+    text = words(name)
+    return text[:1].upper() + text[1:]
 
 
 def _axis(name: str, unit: str | None) -> str:
-    return f"{_words(name)} ({unit})" if unit else _words(name)
+    return f"{words(name)} ({unit})" if unit else words(name)
 
 
 def _wrap(text: str, width: int = 18) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["Fact", "Fit", "Material", "Score", "summarise_outputs", "summarise_parameters", "tabulate_fits"]
+__all__ = ["Fact", "Fit", "Material", "Panel", "Score", "summarise_outputs", "summarise_parameters", "tabulate_fits"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,27 @@ class Fact:
 
 
 @dataclass(frozen=True, eq=False)
+class Panel:
+    """A section of the page that one command alone has: a figure, a table, or both.
+
+    Args:
+        name: of the figure's file.
+        title: of the section.
+        note: one sentence or two under it.
+        draw: draws the figure into a PNG file.
+        columns: of the table.
+        rows: numbers are shown to three digits, None as "n/a".
+    """
+
+    name: str
+    title: str
+    note: str = ""
+    draw: Callable[[Path], None] | None = None
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Material:
     """All that a report shows beside what `run.json` and `processes.json` hold; what is absent is left out.
 
@@ -129,6 +151,7 @@ class Material:
         gradient: output → time × parameter.
         privacy: who could see what.
         checks: name → verdict, such as `effective sample size` → `310 of 512`.
+        panels: sections that one command alone has, shown before the outputs.
     """
 
     headline: Sequence[str] = ()
@@ -144,6 +167,7 @@ class Material:
     gradient: xr.Dataset | None = None
     privacy: Sequence[Fact] = ()
     checks: Mapping[str, str] = field(default_factory=dict)
+    panels: Sequence[Panel] = ()
 
 
 def summarise_parameters(

@@ -103,6 +103,7 @@ def render(
         withheld=material.withheld,
         overview=_embed(drawn.get("fit")),
         figures={name: _embed(drawn.get(name)) for name in ("posterior", "loss", "outputs")},
+        panels=[(panel, _embed(drawn.get(panel.name))) for panel in material.panels],
         scores=_scores(material.scores),
         score_names=_SCORED,
         verdict_on_scores=_compare(material.scores),
