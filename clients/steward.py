@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clients.config import ClientConfig
+from clients.config import ClientConfig, own_folder
 from lpm.checkpoint import DiskFull
 from lpm.errors import InputError, LpmError, PolicyRefused
+from lpm.oversight import APPROVALS
 from lpm.privacy.budget import Budget
 from lpm.privacy.dp import epsilon_of
 from lpm.privacy.ledger import LEDGER_FILE, Ledger
@@ -24,16 +26,14 @@ from lpm.privacy.policy import PERMISSIVE, Charge, Policy, Question, Request, re
 from lpm.protocol.identity import Identity, verify_certificate, verify_signature
 from lpm.protocol.manifest import Manifest
 from lpm.protocol.messages import Release, Task
+from lpm.protocol.registrar import SUCCESSION
 from lpm.scenario import Scenario
 from lpm.worlds.federated import FederatedWorld
 
-__all__ = ["APPROVALS", "MANIFEST", "STOP", "Steward", "left_out_of"]
+__all__ = ["MANIFEST", "STOP", "Steward", "left_out_of"]
 
 STOP = "stop"
 """The kill switch: while a file of this name lies beside the policy, nothing is answered."""
-
-APPROVALS = "approvals"
-"""Where the steward's signatures lie, beside the policy."""
 
 MANIFEST = "manifest.json"
 """The last manifest a party was shown, in its part of the run."""
@@ -70,6 +70,7 @@ class Steward:
             identity.certificate,
             identity.key.sign,
             self._trust,
+            _succession(own_folder(config.keys, config.party)),
         )
 
     def _trust(self, certificate: bytes, party: str, now: dt.datetime) -> None:
@@ -250,6 +251,12 @@ class Steward:
                 raise
             _log.warning("%s The ledger does not say how the session ended.", full.message)
         _log.info("The ledger has %d lines; its head is %s.", self.ledger.lines, self.ledger.head)
+
+
+def _succession(keys: Path) -> dict[str, str]:
+    """The old key's word for the present one, if the keys were rotated."""
+    path = keys / SUCCESSION
+    return {} if not path.is_file() else dict(json.loads(path.read_text()))
 
 
 def left_out_of(policy: Policy, path: Path) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from lpm import cli_bench, cli_oversight, ranks
+from lpm import cli_bench, cli_keys, cli_oversight, ranks
 from lpm.errors import InputError, Interrupted, LpmError, PeerLost
 from lpm.options import GRADIENTS, MODES, Options, parse_settings
 
@@ -93,7 +93,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 keys = typer.Typer(help="Make the keys a federation needs.", no_args_is_help=True)
+cli_keys.register_keys(keys)
 app.add_typer(keys, name="keys")
+app.add_typer(cli_keys.manifest, name="manifest")
 cli_oversight.register(app)
 cli_bench.register(app)
 

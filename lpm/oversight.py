@@ -12,14 +12,28 @@ import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from lpm.errors import InputError, PolicyRefused
+from lpm.errors import InputError, PolicyRefused, SessionRefused
 from lpm.privacy.dp import epsilon_of
 from lpm.privacy.ledger import Trust, Verdict, verify
 from lpm.privacy.policy import Charge, Policy, Question, Request
-from lpm.protocol.identity import verify_certificate
+from lpm.protocol.identity import load_identity, verify_certificate
+from lpm.protocol.manifest import Manifest
 from lpm.scenario import Scenario
 
-__all__ = ["check_ledger", "fingerprint", "policy_template", "rehearse"]
+__all__ = [
+    "APPROVALS",
+    "approve",
+    "check_ledger",
+    "fingerprint",
+    "manifest_diff",
+    "manifest_rows",
+    "policy_template",
+    "read_manifest",
+    "rehearse",
+]
+
+APPROVALS = "approvals"
+"""Where a steward's signatures lie, beside the policy."""
 
 _TEMPLATE = """\
 # The policy of one institution: what may be asked of its people and series, whoever asks. It is yours; nothing outside
@@ -210,3 +224,66 @@ def rehearse(
 def _said(cost: Charge) -> str:
     parts = {"draws": cost.trajectories, "losses": cost.losses, "gradient components": cost.gradients}
     return ", ".join(f"{count:,} {what}" for what, count in parts.items() if count) or "nothing"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A manifest that a party kept.
+
+    Raises:
+        InputError: if it can't be read.
+    """
+    try:
+        return Manifest.decode(path.read_bytes())
+    except (OSError, SessionRefused):
+        raise InputError(
+            f"{path} is no manifest.", "A party keeps the last one it was shown: parties/PARTY/manifest.json."
+        ) from None
+
+
+def manifest_rows(manifest: Manifest) -> dict[str, str]:
+    """A manifest in words: what is agreed → its value, in the order in which one reads it."""
+    rows = {
+        "session": manifest.session.hex(),
+        "agreement": manifest.agreement.hex(),
+        **{f"party {entry.party}": f"key {fingerprint(entry.certificate)}" for entry in manifest.roster},
+    }
+    for name, value in manifest.plain_terms().items():
+        label = "session name" if name == "session" else name
+        if isinstance(value, dict):
+            rows |= {f"{label}.{key}": f"{each:g}" for key, each in value.items()}
+        elif isinstance(value, list):
+            rows[label] = "; ".join(map(str, value)) or "none"
+        else:
+            rows[label] = str(value)
+    return rows
+
+
+def manifest_diff(before: Manifest, after: Manifest) -> list[tuple[str, str, str]]:
+    """What a steward would have to approve anew: (what, before, after); sessions and their keys differ always."""
+    old, new = manifest_rows(before), manifest_rows(after)
+    passing = ("session", "agreement", "session name")
+    keys = [key for key in [*old, *(key for key in new if key not in old)] if key not in passing]
+    return [(key, old.get(key, ""), new.get(key, "")) for key in keys if old.get(key) != new.get(key)]
+
+
+def approve(manifest: Manifest, keys: Path, policy: Path) -> Path:
+    """Sign the agreement of a manifest with a party's own key, where its policy looks for it.
+
+    Args:
+        manifest: which the party was shown.
+        keys: the party's own key folder.
+        policy: the policy with `approval = "hand"`.
+
+    Returns:
+        the file of the signature.
+
+    Raises:
+        InputError: if the party is not in the roster.
+    """
+    identity = load_identity(keys)
+    if identity.name not in manifest.parties:
+        raise InputError(f"{identity.name} is not in the roster of this manifest: {', '.join(manifest.parties)}.")
+    path = policy.parent / APPROVALS / f"{manifest.agreement.hex()}.sig"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.write_text(identity.sign(b"approval", manifest.agreement).hex() + "\n")
+    return path

@@ -32,16 +32,25 @@ from lpm.errors import InputError, SessionRefused
 
 __all__ = [
     "COORDINATOR",
+    "REVOKED",
     "Identity",
+    "certify_keys",
+    "load_authority",
     "load_identity",
+    "make_authority",
     "make_local_authority",
+    "private_pem",
     "require_party_name",
     "verify_certificate",
     "verify_signature",
+    "write_private",
 ]
 
 COORDINATOR = "coordinator"
 """The name in the coordinator's certificates; no party may bear it."""
+
+REVOKED = "revoked.pem"
+"""The authority's list of certificates that count no more, in a key folder; it is optional."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _CLOCK_SLACK = timedelta(minutes=5)
@@ -74,6 +83,7 @@ class Identity:
         tls_certificate: PEM for its connections.
         tls_key: PEM of the private key for its connections.
         key: signs in its name.
+        revoked: serial numbers of certificates that the authority has taken back.
     """
 
     name: str
@@ -82,6 +92,7 @@ class Identity:
     tls_certificate: bytes
     tls_key: bytes
     key: Ed25519PrivateKey
+    revoked: frozenset[int] = frozenset()
 
     def __repr__(self) -> str:
         return f"Identity({self.name})"
@@ -122,7 +133,9 @@ def verify_signature(key: Ed25519PublicKey, name: str, purpose: bytes, message: 
         raise SessionRefused(f"The signature of {name} on the {purpose.decode()} is not valid.") from None
 
 
-def verify_certificate(certificate: bytes, name: str, authority: bytes, now: datetime) -> Ed25519PublicKey:
+def verify_certificate(
+    certificate: bytes, name: str, authority: bytes, now: datetime, revoked: frozenset[int] = frozenset()
+) -> Ed25519PublicKey:
     """Check that an identity certificate is the named one's, from this authority, and valid now.
 
     Args:
@@ -130,6 +143,7 @@ def verify_certificate(certificate: bytes, name: str, authority: bytes, now: dat
         name: who it must belong to.
         authority: PEM of the trusted authority.
         now: the time to judge by.
+        revoked: serial numbers that the authority has taken back.
 
     Returns:
         The certified key.
@@ -141,6 +155,11 @@ def verify_certificate(certificate: bytes, name: str, authority: bytes, now: dat
         parsed = x509.load_der_x509_certificate(certificate)
         key = parsed.public_key()
         _check(parsed, name, "identity", x509.load_pem_x509_certificate(authority), now)
+        if parsed.serial_number in revoked:
+            raise SessionRefused(
+                f"The identity certificate of {name} was revoked by the authority.",
+                "It needs a new key, certified anew: `lpm keys rotate`.",
+            )
     except SessionRefused:
         raise
     except Exception as problem:  # the parser has many ways to refuse what a stranger sent
@@ -224,7 +243,22 @@ def load_identity(folder: Path, name: str | None = None, now: datetime | None = 
     if tls_key.public_key() != tls.public_key():
         raise InputError(f"{folder / 'tls.key'} is not the key that tls.pem certifies.")
     der = identity.public_bytes(Encoding.DER)
-    return Identity(name, der, files["authority.pem"], files["tls.pem"], files["tls.key"], key)
+    revoked = _read_revoked(folder / REVOKED, authority)
+    if revoked & {identity.serial_number, tls.serial_number}:
+        raise SessionRefused(f"The certificates in {folder} were revoked by the authority.", "Have new keys certified.")
+    return Identity(name, der, files["authority.pem"], files["tls.pem"], files["tls.key"], key, revoked)
+
+
+def _read_revoked(path: Path, authority: x509.Certificate) -> frozenset[int]:
+    try:
+        found = x509.load_pem_x509_crl(path.read_bytes())
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError):
+        raise InputError(f"The list of revoked certificates {path} can't be read.") from None
+    if not found.is_signature_valid(authority.public_key()):  # type: ignore[arg-type]
+        raise InputError(f"The list of revoked certificates {path} was not signed by this federation's authority.")
+    return frozenset(each.serial_number for each in found)
 
 
 def make_local_authority(
@@ -258,6 +292,38 @@ def make_local_authority(
         raise InputError(f"{folder} is not empty: keys are never overwritten.", "Name a new folder.")
     now = now or datetime.now(UTC)
     until = now + timedelta(days=days)
+    make_authority(folder / "authority", days=days, now=now)
+    authority_key, authority = load_authority(folder / "authority")
+    pem = authority.public_bytes(Encoding.PEM)
+    places = [(COORDINATOR, folder / COORDINATOR), *((name, folder / "parties" / name) for name in parties)]
+    for name, place in places:
+        identity_key, tls_key = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
+        identity, tls = certify_keys(
+            name, identity_key.public_key(), tls_key.public_key(), authority_key, authority, now, until, hosts
+        )
+        write_private(place / "authority.pem", pem)
+        write_private(place / "identity.pem", identity.public_bytes(Encoding.PEM))
+        write_private(place / "identity.key", private_pem(identity_key))
+        write_private(place / "tls.pem", tls.public_bytes(Encoding.PEM))
+        write_private(place / "tls.key", private_pem(tls_key))
+        write_private(place / "storage.key", secrets.token_bytes(32))
+
+
+def make_authority(folder: Path, *, days: float = 365.0, now: datetime | None = None) -> None:
+    """Make an authority's key and certificate, in a folder that is to be kept offline.
+
+    Args:
+        folder: a new or empty folder.
+        days: how long it is valid.
+        now: when it begins to be valid; by default now.
+
+    Raises:
+        InputError: if the folder holds something.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: keys are never overwritten.", "Name a new folder.")
+    now = now or datetime.now(UTC)
+    until = now + timedelta(days=days)
     authority_key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lpm local authority")])
     authority = (
@@ -266,35 +332,71 @@ def make_local_authority(
         .add_extension(_usage(signs=False), critical=True)
         .sign(authority_key, SHA256())
     )
-    pem = authority.public_bytes(Encoding.PEM)
-    _write(folder / "authority" / "authority.pem", pem)
-    _write(folder / "authority" / "authority.key", _private(authority_key))
-    places = [(COORDINATOR, folder / COORDINATOR), *((name, folder / "parties" / name) for name in parties)]
-    for name, place in places:
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        identity_key, tls_key = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
-        identity = (
-            _builder(subject, authority.subject, identity_key.public_key(), now, until, authority_key.public_key())
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(signs=True), critical=True)
-            .sign(authority_key, SHA256())
-        )
-        use = ExtendedKeyUsageOID.SERVER_AUTH if name == COORDINATOR else ExtendedKeyUsageOID.CLIENT_AUTH
-        own_names = [x509.DNSName(name), *(map(_general_name, hosts) if name == COORDINATOR else ())]
-        tls = (
-            _builder(subject, authority.subject, tls_key.public_key(), now, until, authority_key.public_key())
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(signs=True), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
-            .add_extension(x509.SubjectAlternativeName(own_names), critical=False)
-            .sign(authority_key, SHA256())
-        )
-        _write(place / "authority.pem", pem)
-        _write(place / "identity.pem", identity.public_bytes(Encoding.PEM))
-        _write(place / "identity.key", _private(identity_key))
-        _write(place / "tls.pem", tls.public_bytes(Encoding.PEM))
-        _write(place / "tls.key", _private(tls_key))
-        _write(place / "storage.key", secrets.token_bytes(32))
+    write_private(folder / "authority.pem", authority.public_bytes(Encoding.PEM))
+    write_private(folder / "authority.key", private_pem(authority_key))
+
+
+def load_authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """Read an authority's key and certificate.
+
+    Raises:
+        InputError: if they are not there or don't belong together.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
+        key = load_pem_private_key((folder / "authority.key").read_bytes(), password=None)
+    except (OSError, ValueError, TypeError):
+        raise InputError(
+            f"{folder} holds no authority.", "Make one with `lpm keys authority DIR`, on the registrar's own machine."
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        raise InputError(f"{folder / 'authority.key'} is not the key that authority.pem certifies.")
+    return key, certificate
+
+
+def certify_keys(
+    name: str,
+    identity_key: Ed25519PublicKey,
+    tls_key: ec.EllipticCurvePublicKey,
+    authority_key: ec.EllipticCurvePrivateKey,
+    authority: x509.Certificate,
+    now: datetime,
+    until: datetime,
+    hosts: Sequence[str] = (),
+) -> tuple[x509.Certificate, x509.Certificate]:
+    """Certify a party's two public keys.
+
+    Args:
+        name: whose they are.
+        identity_key: that it signs with.
+        tls_key: of its connections.
+        authority_key: the authority's own.
+        authority: its certificate.
+        now: when the certificates begin to be valid.
+        until: when they end.
+        hosts: names and addresses of the coordinator's machine; used for the coordinator alone.
+
+    Returns:
+        the identity's certificate and that for TLS.
+    """
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    identity = (
+        _builder(subject, authority.subject, identity_key, now, until, authority_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs=True), critical=True)
+        .sign(authority_key, SHA256())
+    )
+    use = ExtendedKeyUsageOID.SERVER_AUTH if name == COORDINATOR else ExtendedKeyUsageOID.CLIENT_AUTH
+    own_names = [x509.DNSName(name), *(map(_general_name, hosts) if name == COORDINATOR else ())]
+    tls = (
+        _builder(subject, authority.subject, tls_key, now, until, authority_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(own_names), critical=False)
+        .sign(authority_key, SHA256())
+    )
+    return identity, tls
 
 
 def _builder(
@@ -339,11 +441,13 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _private(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
+    """A private key as unencrypted PEM."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that its owner alone can open."""
     for folder in (path.parent.parent, path.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)  # born private: no moment at which another user could open it

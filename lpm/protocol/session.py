@@ -81,9 +81,9 @@ def require_roster(parties: Sequence[str]) -> None:
 
 
 def _verify_entry(
-    entry: Entry, session: bytes, scenario_hash: str, authority: bytes, now: datetime
+    entry: Entry, session: bytes, scenario_hash: str, own: Identity, now: datetime
 ) -> Ed25519PublicKey:
-    key = verify_certificate(entry.certificate, entry.party, authority, now)
+    key = verify_certificate(entry.certificate, entry.party, own.authority, now, own.revoked)
     message = hello_message(session, entry.party, entry.ephemeral, scenario_hash)
     verify_signature(key, entry.party, b"hello", message, entry.signature)
     return key
@@ -182,7 +182,8 @@ class PartyMachine:
     def _sign(self, offer: Offer) -> bytes:
         manifest = Manifest.decode(offer.manifest)
         now = self._now or datetime.now(UTC)
-        key = verify_certificate(offer.certificate, COORDINATOR, self._identity.authority, now)
+        own = self._identity
+        key = verify_certificate(offer.certificate, COORDINATOR, own.authority, now, own.revoked)
         verify_signature(key, COORDINATOR, b"offer", manifest.digest, offer.signature)
         if manifest.session != self._session:
             raise SessionRefused("The manifest is of another session than the coordinator's welcome.")
@@ -207,9 +208,8 @@ class PartyMachine:
             raise SessionRefused(f"The manifest shares by {manifest.terms.sharing!r}, this party by {self._sharing!r}.")
         if manifest.terms.droppable and manifest.terms.sharing != "masked":
             raise SessionRefused(f"The manifest marks rounds as droppable that {manifest.terms.sharing!r} can't lose.")
-        authority = self._identity.authority
         self._signers = [
-            _verify_entry(entry, self._session, self._scenario_hash, authority, now) for entry in manifest.roster
+            _verify_entry(entry, self._session, self._scenario_hash, own, now) for entry in manifest.roster
         ]
         for what in ({key.public_bytes_raw() for key in self._signers}, {each.ephemeral for each in manifest.roster}):
             if len(what) < len(manifest.roster):
@@ -484,7 +484,7 @@ class CoordinatorMachine:
         entry = Entry(party, hello.certificate, hello.ephemeral, hello.signature)
         now = self._now or datetime.now(UTC)
         self._signers[party] = _verify_entry(
-            entry, self.session, self._terms.scenario_hash, self._identity.authority, now
+            entry, self.session, self._terms.scenario_hash, self._identity, now
         )
         self._entries[party] = entry
         if self.missing:

@@ -4,6 +4,7 @@ stay out, and the kill switch stops everything.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from clients.config import ClientConfig
 from clients.shard import Shard
 from clients.steward import Steward
 from lpm.errors import InputError, PolicyRefused
+from lpm.oversight import approve, manifest_diff, manifest_rows, read_manifest
 from lpm.privacy.ledger import verify
 from lpm.privacy.memory_channel import MemoryHub
 from lpm.privacy.policy import PERMISSIVE
 from lpm.protocol.identity import load_identity, make_local_authority
+from lpm.protocol.manifest import Entry, Manifest, Terms
 from lpm.protocol.messages import Task
 from lpm.scenario import load
 from lpm.worlds.federated import FederatedWorld
@@ -169,6 +172,31 @@ def test_a_list_of_people_that_cant_be_read_stops_before_anything_and_quotes_nob
     assert "Mary" not in str(problem.value)
     (tmp_path / "policy" / "gone.txt").write_text("12 # a person\n7\n")
     assert steward(keys, tmp_path, policy).left_out == (7, 12)
+
+
+def test_what_waits_for_approval_is_signed_for_these_terms_by_this_party_alone(keys: Path, tmp_path: Path) -> None:
+    identities = {name: load_identity(keys / "parties" / name) for name in PARTIES}
+    terms = Terms("three_clinics", SCENARIO.hash, outputs=tuple(SCENARIO.outputs), steps=6, agents=240)
+
+    def shown(session: bytes, **changes: Any) -> Manifest:
+        roster = tuple(Entry(name, each.certificate, session * 2, bytes(64)) for name, each in identities.items())
+        return Manifest(session, roster, dataclasses.replace(terms, session=session.hex(), **changes))
+
+    rules = steward(keys, tmp_path, 'approval = "hand"\n' + PERMISSIVE)
+    file, policy = tmp_path / "parties" / "north" / "manifest.json", tmp_path / "policy" / "policy.toml"
+    with pytest.raises(PolicyRefused, match=r'approval = "hand".*lpm manifest sign'):
+        rules.judge(shown(b"a" * 16))
+    approve(read_manifest(file), keys / "parties" / "south", policy)  # another's hand
+    with pytest.raises(PolicyRefused, match="has not signed"):
+        rules.judge(shown(b"a" * 16))
+    approve(read_manifest(file), keys / "parties" / "north", policy)
+    rules.judge(shown(b"b" * 16))  # a later session on the same terms
+    with pytest.raises(PolicyRefused, match="has not signed"):
+        rules.judge(shown(b"c" * 16, steps=7))
+    assert manifest_diff(shown(b"a" * 16), shown(b"b" * 16)) == []
+    assert manifest_diff(shown(b"a" * 16), shown(b"c" * 16, steps=7)) == [("steps", "6", "7")]
+    assert manifest_rows(read_manifest(file))["outputs"] == "cases; infectious"
+    assert [entry.kind for entry in verify(rules.ledger.path).entries] == ["open", *["refused"] * 3]
 
 
 def test_a_refusal_reaches_both_sides_with_the_line_of_the_policy(tmp_path: Path) -> None:
