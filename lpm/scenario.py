@@ -230,11 +230,16 @@ class Scenario:
 
     @property
     def code(self) -> str:
-        """SHA-256 of all files in its folder, as hex: what an institution's policy allows by."""
+        """SHA-256 of the files in its folder, as hex: what an institution's policy allows by.
+
+        Series (`observed_*`) are no code: each belongs to one institution, and nobody else's process opens it.
+        """
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if path.is_file() and "__pycache__" not in name and not name.startswith("."):
+            if path.name.startswith(("observed_", ".")) or "__pycache__" in name:
+                continue
+            if path.is_file() and not name.startswith("."):
                 digest.update(f"{len(name)} {name} {path.stat().st_size}\n".encode() + path.read_bytes())
         return digest.hexdigest()
 

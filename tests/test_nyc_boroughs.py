@@ -26,8 +26,8 @@ SMALL = 2000
 
 @pytest.fixture(scope="module")
 def world() -> Scenario:
-    """The scenario as it is shipped."""
-    return scenarios.load(FOLDER)
+    """The scenario at the size from which its groups may be opened."""
+    return scenarios.load(FOLDER).with_options(agents=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def code(world: Scenario) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def city(world: Scenario) -> lpm.Model:
-    """The whole city's model at its default size."""
+    """The whole city's model."""
     return world.build(seed=1)
 
 

@@ -64,13 +64,13 @@ def test_a_run_that_was_killed_and_then_stopped_goes_on_to_the_same_bits(
 
 @pytest.mark.parametrize(
     ("scenario", "more"),
-    [(CLINICS, []), (CITY, ["--steps", "20", "--parties", "3"])],
+    [(CLINICS, []), (CITY, ["--agents", "20000", "--steps", "20", "--parties", "3"])],
     ids=["three_clinics", "nyc_boroughs"],
 )
 def test_one_process_and_a_federation_simulate_the_same_bits(scenario: Path, more: list[str], tmp_path: Path) -> None:
     asked: list[str | Path] = [scenario, "--seed", "5", "--json"]
     one, many = tmp_path / "one", tmp_path / "many"
-    local = ended(["simulate", *asked, *more[:2], "--out", one], one, tmp_path / "0")
+    local = ended(["simulate", *asked, *more[:4], "--out", one], one, tmp_path / "0")
     assert local.wait() == 0, local.said
     control = ["--simulate-only", "--control", "streams", "--out", many]
     federated = ended(["federate", *asked, *more, *control], many, tmp_path / "1")

@@ -76,7 +76,7 @@ BOROUGHS = ("bronx", "brooklyn", "manhattan", "queens", "staten_island")
 )
 @pytest.mark.parametrize("engine", ENGINES)
 def test_new_york_is_the_same_city_however_it_is_held(parties, engine, request):
-    scenario = load(NYC).with_options(steps=45)
+    scenario = load(NYC).with_options(steps=45, agents=20_000)
     model = request.getfixturevalue("whole_city")
     theta = np.array([[scenario.defaults[parameter.name] for parameter in model.parameters]])
     local = run(model, theta, steps=45, seed=11)
@@ -96,13 +96,17 @@ def test_new_york_is_the_same_city_however_it_is_held(parties, engine, request):
 
 def test_new_york_is_the_same_in_any_order_of_agents(whole_city):
     reference = run(whole_city, _default(whole_city), steps=30, seed=11, executor="reference")
-    fused = run(whole_city, _default(whole_city), steps=30, seed=11, executor="cpu")
-    assert np.array_equal(reference.words, fused.words)
+    order = np.random.default_rng(3).permutation(whole_city.population.agents)
+    mixed = whole_city.shard(order)
+    assert not np.array_equal(mixed.population.addresses, whole_city.population.addresses)
+    for model in (whole_city, mixed):
+        fused = run(model, _default(whole_city), steps=30, seed=11, executor="cpu")
+        assert np.array_equal(reference.words, fused.words)
 
 
 @pytest.fixture(scope="module")
 def whole_city():
-    return load(NYC).build()
+    return load(NYC).with_options(agents=20_000).build()
 
 
 def _default(model):
