@@ -18,6 +18,7 @@ from typing import Any
 from clients.config import ClientConfig, own_folder
 from lpm.checkpoint import DiskFull
 from lpm.errors import InputError, LpmError, PolicyRefused
+from lpm.leakage import LEAKAGE_PAGE, read_leakage, write_page
 from lpm.oversight import APPROVALS
 from lpm.privacy.budget import Budget
 from lpm.privacy.dp import epsilon_of
@@ -168,6 +169,7 @@ class Steward:
                 "releases_fit": self._config.release_fit,
                 "policy": self.policy.label or "the steward's own",
                 "people_left_out": bool(self.left_out),
+                "smallest_cell": 1 if self._config.unsafe else self._scenario.minimum_people,
             },
         )
 
@@ -246,6 +248,7 @@ class Steward:
             if self._under_way is not None:
                 self._record("broken", {})
             self.ledger.append("close", {"reason": reason})
+            write_page(self._config.folder / LEAKAGE_PAGE, [read_leakage(self.ledger.path)])
         except DiskFull as full:
             if problem is None:
                 raise

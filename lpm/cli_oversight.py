@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
         app: the command line.
     """
     app.command("verify-log")(verify_log)
+    app.command("leakage")(leakage)
     app.add_typer(_policy, name="policy")
 
 
@@ -55,6 +56,61 @@ def verify_log(
             rows.append(("ok", found.party, f"All {found.lines} lines are whole and in order; head {found.head}.", ""))
         console.checks([*rows, ("ok" if authority else "warn", "key", whose, "")])
     if found.problems:
+        raise typer.Exit(1)
+
+
+def leakage(
+    place: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's directory, or a party's folder in it.", show_default=False)
+    ],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as a page too.")] = None,
+    json: Json = False,
+) -> None:
+    """Say who could see what, how many sums, of how many people, and the ε spent, from the signed ledgers."""
+    import dataclasses
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from lpm.leakage import find_ledgers, read_leakage, write_page
+
+    found = [read_leakage(path) for path in find_ledgers(place)]
+    if html is not None:
+        write_page(html, found)
+    console = Console(highlight=False)
+    for each in found:
+        if json:
+            continue
+        whole = f"ledger whole, {each.verdict.lines} lines"
+        console.print(f"[bold]{each.party}[/bold]: {each.verdict.problems[0] if each.verdict.problems else whole}")
+        table = Table(header_style="dim", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for column in ("opened", "to", "sums", "numbers", "each over", "days"):
+            table.add_column(column, justify="right" if column in ("sums", "numbers") else "left")
+        for row in each.seen:
+            table.add_row(row.what, row.who, f"{row.sums:,}", f"{row.numbers:,}", row.of, row.steps)
+        console.print(table)
+        for what, value in each.facts:
+            console.print(f"{what}: {value}", markup=False)
+        for label in each.weaker:
+            console.print(f"weaker than the default: {label}", style="yellow", markup=False)
+        for line in each.refused:
+            console.print(f"refused: {line}", style="bold", markup=False)
+        console.print()
+    if json:
+        plain = [
+            {
+                "party": each.party,
+                "whole": not each.verdict.problems,
+                "head": each.verdict.head,
+                "seen": [dataclasses.asdict(row) for row in each.seen],
+                "facts": dict(each.facts),
+                "weaker": list(each.weaker),
+                "refused": list(each.refused),
+            }
+            for each in found
+        ]
+        typer.echo(json_module.dumps(plain))
+    if any(each.verdict.problems for each in found):
         raise typer.Exit(1)
 
 

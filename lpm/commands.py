@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lpm import console, ranks
 from lpm.errors import InputError
+from lpm.leakage import LEAKAGE_PAGE, find_ledgers, read_leakage, write_page
 from lpm.options import Options
 from lpm.processes import peak_memory_mb
 from lpm.report.material import Fact, Fit
@@ -392,6 +393,7 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
         raise SystemExit(code)
     # On one machine the launcher may look into the parties' folders; the coordinator never does.
     notes = [json.loads(path.read_text()) for path in sorted(run.path.glob("parties/*/summary.json"))]
+    write_page(run.path / LEAKAGE_PAGE, [read_leakage(path) for path in find_ledgers(run.path)])
     run.update(peak_memory_mb={note["party"]: note["peak_memory_mb"] for note in notes})
     return dict(run.record()["summary"])
 
