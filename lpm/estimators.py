@@ -2,10 +2,11 @@
 
 `fd` runs each draw at θ ± h with the same random numbers (common random numbers), all lanes in one run; it is right
 for any model and noisy. `tangent` propagates the derivative of the conditional expectation; it has little noise, is
-right in dense mixing and badly wrong where people meet the same few others again and again. `score` multiplies outputs
-by the likelihood ratio of the decisions behind them: unbiased, and noisy unless components are small and closed.
-`st-gumbel`, the straight-through Gumbel-softmax, stands here for comparison only: it is biased. `auto`
-(`lpm.analysis.audit`) measures them on the model at hand and decides.
+right in dense mixing and badly wrong where people meet the same few others again and again. `alternates` follows what
+would have been in each small group, and is right there too. `score` multiplies outputs by the likelihood ratio of the
+decisions behind them: unbiased, and noisy unless components are small and closed. `st-gumbel`, the straight-through
+Gumbel-softmax, stands here for comparison only: it is biased. `auto` (`lpm.analysis.audit`) measures them on the model
+at hand and decides.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.options import GRADIENTS
 from lpm.parameters import Parameter
+from lpm.passes.alternates import unfit
 from lpm.passes.score import components
 from lpm.relax import straight_through
 from lpm.rng import derive
@@ -74,6 +76,7 @@ REGISTRY: Mapping[str, Estimator] = {
     each.name: each
     for each in (
         Estimator("fd", "central differences with common random numbers"),
+        Estimator("alternates", "what would have been in each small group", refuses=unfit),
         Estimator("tangent", "derivative of the conditional expectation of each decision", ("forward", "reverse")),
         Estimator(
             "score",
@@ -247,8 +250,9 @@ def evaluate(
                 "Use gradient=fd or gradient=tangent.",
             )
         return _score(model, theta, common)
+    derivative = "alternates" if estimator == "alternates" else mode
     with straight_through() if estimator == "st-gumbel" else contextlib.nullcontext():
-        run = simulation.run(model, theta, derivative=mode, cotangent=cotangent, **common)
+        run = simulation.run(model, theta, derivative=derivative, cotangent=cotangent, **common)
     return Evaluation(run.words, run.tangents, run.gradient, estimator, run.executor)
 
 

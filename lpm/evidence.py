@@ -183,7 +183,7 @@ class Evidence:
         Args:
             theta: [K, P], in the order of `parameters`.
             trajectory: number of the run.
-            estimator: "fd", "tangent" or "none" (gradient 0).
+            estimator: "fd", "tangent", "alternates" or "none" (gradient 0).
             mode: "forward", or "reverse" (of one replicate).
             world: who adds up.
             keeper: checkpoints of the first replicate's trajectory.

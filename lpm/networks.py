@@ -67,6 +67,8 @@ class Groups(Network):
         shared: whether groups cross shards; their sums then pass through ⊕.
         mixing: how much a person of group g meets each of group g' [groups, groups]; identity by default.
         normalise: "size" divides a group's sum by its number of people, "none" does not.
+        layer: whether the gradient `alternates` follows these groups exactly, with alternatives of their own. That is
+            for small groups (up to about 50 people) of a local network without mixing; False makes their sums linear.
 
     Raises:
         InputError: for ids out of range, a missing number of groups, or a mixing matrix of another shape.
@@ -78,6 +80,7 @@ class Groups(Network):
     shared: bool = False
     mixing: ArrayLike | None = None
     normalise: str = "size"
+    layer: bool = True
     _cell: NDArray[np.int64] = field(init=False, repr=False)
     _count: int = field(init=False, repr=False)
 
@@ -114,6 +117,11 @@ class Groups(Network):
     @property
     def cell_of(self) -> NDArray[np.int64]:
         return self._cell
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether its groups have alternatives of their own: said by the model, whatever the partition."""
+        return self.layer and not self.shared and self.mixing is None
 
     @cached_property
     def outsiders(self) -> bool:

@@ -23,7 +23,7 @@ __all__ = [
     "require_known",
 ]
 
-GRADIENTS = ("none", "auto", "fd", "tangent", "score", "st-gumbel")
+GRADIENTS = ("none", "auto", "fd", "alternates", "tangent", "score", "st-gumbel")
 """How derivatives flow through the simulation: the one list of names. A calibration can't do with `none`."""
 SHARINGS = ("crypten", "masked")
 """Engines of the secure sum."""

@@ -20,6 +20,7 @@ from lpm import ring
 from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.kernels.spec import Executor
+from lpm.passes.alternates import AlternatesForward
 from lpm.passes.plain import Plain
 from lpm.passes.score import Score
 from lpm.passes.steps import Arrays, Rounds, Steps, spread
@@ -35,6 +36,7 @@ _PASSES: Mapping[str, type[Plain]] = {
     "forward": Forward,
     "reverse": Reverse,
     "score": Score,
+    "alternates": AlternatesForward,
 }
 
 
@@ -81,6 +83,11 @@ class Keeper:
 def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Executor:
     """The executor of contagions: the fused one wherever it can run the model, else the reference.
 
+    Args:
+        model: this shard.
+        derivative: see `run`.
+        wanted: "auto", "reference" or "cpu".
+
     Raises:
         InputError: for an unknown name, or one that can't run this model.
     """
@@ -88,7 +95,16 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
 
     if wanted not in ("auto", "reference", "cpu"):
         raise InputError(f"The executor is {wanted!r}: auto, reference or cpu.")
-    able = derivative == "none" and all(protocol.fused() for protocol in model.protocols)
+    fused = all(protocol.fused() for protocol in model.protocols)
+    if derivative == "alternates":
+        from lpm.kernels.alternates import Alternates
+
+        if not fused or wanted == "reference":
+            raise InputError(
+                "The estimator alternates runs in the fused executor, without per-agent infectivity.", "Use fd."
+            )
+        return Alternates(len(model.parameters))
+    able = derivative == "none" and fused
     if wanted == "reference" or (wanted == "auto" and not able):
         return Reference()
     if not able:
@@ -143,7 +159,8 @@ def run(
         seed: 64 bits; of this shard.
         world: who adds up; by default the Local world or, under `torchrun`, the Distributed one.
         derivative: "none"; "forward": tangents of the outputs; "reverse": gradient of Σ cotangent · outputs;
-            "score": scores of all decisions beside the outputs, by component.
+            "score": scores of all decisions beside the outputs, by component; "alternates": derivatives of
+            the outputs by cluster alternates.
         cotangent: outputs [T, O, lanes] → cotangents [B, T, O, lanes] (reverse).
         executor: "auto", "reference" or "cpu".
         keeper: checkpoints.

@@ -91,7 +91,7 @@ def calibrate(
         draws: parameter draws per step.
         weight: of the KL term; 1 is Bayes.
         predictive_draws: draws of the forecasts.
-        gradient: "auto" (an audit chooses), "fd" or "tangent".
+        gradient: "auto" (an audit chooses), "fd", "tangent" or "alternates".
         step: of finite differences, relative.
         seed: of draws and simulations.
         on_iteration: receives each iteration's record and their number.

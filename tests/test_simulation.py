@@ -131,7 +131,7 @@ def test_facade_reverse_mode_gives_every_output_at_every_step():
     assert forward.gradient["infections"].dims == ("time", "parameter")
 
 
-@pytest.mark.parametrize("derivative", ["none", "forward", "reverse"])
+@pytest.mark.parametrize("derivative", ["none", "forward", "reverse", "alternates"])
 def test_a_resumed_run_gives_the_same_bits(derivative):
     model = models.town(200)
     theta = _theta(model)
@@ -172,6 +172,7 @@ def test_differences_stay_within_bounds():
         ({"derivative": "backwards"}, "backwards"),
         ({"executor": "gpu"}, "gpu"),
         ({"derivative": "forward", "executor": "cpu"}, "tangents"),
+        ({"derivative": "alternates", "executor": "reference"}, "alternates"),
     ],
 )
 def test_impossible_runs_are_refused_before_work(change, words):

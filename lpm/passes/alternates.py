@@ -1,0 +1,199 @@
+"""Cluster alternates through a run (`lpm.kernels.alternates`; paper, eq. 8).
+
+The hot state carries alternatives instead of tangents. What is replicated at every party (expressions, drivers,
+events, learned networks, the environment) has true tangents: a probe in place of the executor shows what a contagion
+is told in a step, and torch differentiates that by the parameters. Sums of shared networks carry P tangents and the
+reference, in the same round as the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lpm.errors import InputError
+from lpm.flame.contagion import Contagion
+from lpm.flame.dynamics import Dynamics
+from lpm.flame.model import Model
+from lpm.kernels.alternates import Alternates, Slopes, layers_of
+from lpm.kernels.spec import Spec, Summed, Tables
+from lpm.passes.plain import Plain
+from lpm.passes.steps import Arrays, Rounds, Steps, push, split
+from lpm.rng import Address
+
+__all__ = ["AlternatesForward", "unfit"]
+
+
+def unfit(model: Model) -> str | None:
+    """Why alternates can't differentiate a model, or None if they can."""
+    for protocol in model.protocols:
+        if not protocol.fused():
+            return f"the infectivity of {protocol.name} differs between agents of one stage"
+        if isinstance(protocol, Dynamics):
+            return f"the agents of {protocol.name} have a state of their own"
+        if protocol.networks() and not isinstance(protocol, Contagion):
+            return f"{protocol.name} emits messages and is not a contagion"
+        if isinstance(protocol, Contagion):
+            try:
+                layers_of(protocol.spec.networks)
+            except InputError as error:
+                return str(error).rstrip(".")
+    return None
+
+
+class _Probe:
+    """An executor that runs nobody and remembers what it was told, for torch to differentiate."""
+
+    name = "probe"
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Mapping[int, tuple[Tensor, ...]], Mapping[str, Tensor]]] = []
+
+    def start(
+        self,
+        spec: Spec,
+        cumulative: Mapping[int, Tensor],
+        fixed: Mapping[int, NDArray[np.int64]],
+        uniform: Address,
+        lanes: int,
+    ) -> dict[str, Tensor]:
+        self.told.append(({s: (value,) for s, value in cumulative.items()}, {}))
+        return {}
+
+    def emit(self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, network: int) -> Summed:
+        raise TypeError("The probe emits nothing.")
+
+    def advance(
+        self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, shared: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        self.told.append((tables.cumulative, tables.factors))
+        nothing = torch.zeros(0, dtype=torch.float64)
+        return {}, nothing, nothing
+
+    def occupancy(self, spec: Spec, state: Mapping[str, Tensor]) -> Tensor:
+        raise InputError("The estimator alternates can't run a protocol that reads agents' stages.", "Use fd.")
+
+
+class AlternatesForward(Plain):
+    """Values, and derivatives by cluster alternates in the same rounds."""
+
+    def __init__(self, loop: Steps, rounds: Rounds) -> None:
+        super().__init__(loop, rounds)
+        assert isinstance(loop.executor, Alternates)
+        self.executor = loop.executor
+        lanes, count = loop.theta.shape
+        self.directions = torch.eye(count, dtype=torch.float64)[:, None, :].expand(count, lanes, count).contiguous()
+        self.contagions = [protocol for protocol in loop.model.protocols if isinstance(protocol, Contagion)]
+        reason = unfit(loop.model)
+        if reason is not None:
+            raise InputError(f"The estimator alternates can't differentiate this model: {reason}.", "Use gradient=fd.")
+        self.probe = _Probe()
+        self.quiet = Steps(loop.model, loop.theta, loop.seed, self.probe, loop.sizes)
+        self.tangents: Arrays = {}
+        self.recorded: list[Tensor] = []
+
+    def start(self) -> None:
+        slopes, self.tangents = self._push(
+            lambda theta: self.quiet.start(theta), (self.loop.theta,), (self.directions,)
+        )
+        for contagion, slope in zip(self.contagions, slopes, strict=True):
+            self.executor.tell(contagion.spec, slope)
+        super().start()
+        for key in self.carry:
+            name = key.removeprefix("state:").partition(".")[0]
+            if key.startswith("state:") and name not in [contagion.name for contagion in self.contagions]:
+                raise InputError(
+                    f"The estimator alternates carries no derivative through {name}, whose agents have a state.",
+                    "Use gradient=fd.",
+                )
+
+    def _push(self, function: Any, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Slopes], Arrays]:
+        """Derivatives of what the contagions are told, and of the environment."""
+
+        def told(theta: Tensor, *others: Any) -> tuple[Any, Arrays, Tensor]:
+            self.probe.told = []
+            carry = function(theta, *others)
+            # θ itself comes back too: torch differentiates nothing that returns nothing.
+            return self.probe.told, split({k: v for k, v in carry.items() if k.startswith("env:")})[0], theta
+
+        moved, env, _ = push(told, primals, tangents)
+        slopes = [
+            Slopes(
+                {s: tuple(_last(table) for table in tables) for s, tables in cumulative.items()},
+                {name: _last(value) for name, value in factors.items()},
+                {},
+            )
+            for cumulative, factors in moved
+        ]
+        return slopes, env
+
+    def _emitted(self) -> dict[str, NDArray[np.float64]]:
+        """Tangents and reference of each shared sum [cells, lanes, P + 1]."""
+        found = {}
+        for contagion in self.contagions:
+            stage = self.carry[f"state:{contagion.name}.stage"].numpy()
+            for k, network in enumerate(contagion.spec.networks):
+                if network.shared:
+                    found[f"{contagion.name}/{network.name}"] = self.executor.sums(contagion.spec, k, stage)
+        return found
+
+    def step(self, t: int) -> Arrays:
+        theta, count = self.loop.theta, len(self.directions)
+        summed = self.loop.emit(t, theta, self.carry)
+        emitted = self._emitted()
+        named = {f"{key}~{k}": value[..., k] for key, value in emitted.items() for k in range(count + 1)}
+        sums, opened = self.open(t, summed, named)
+        moved = {key: np.stack([opened[f"{key}~{k}"] for k in range(count + 1)], axis=-1) for key in sums}
+        pushed = {key: torch.from_numpy(np.moveaxis(value[..., :-1], -1, 0).copy()) for key, value in moved.items()}
+        floats = {key: value for key, value in split(self.carry)[0].items() if key.startswith("env:")}
+
+        def values(theta: Tensor, floats: Arrays, sums: Arrays) -> Arrays:
+            return self.quiet.advance(t, theta, floats, sums)[0]
+
+        slopes, self.tangents = self._push(values, (theta, floats, sums), (self.directions, self.tangents, pushed))
+        for contagion, slope in zip(self.contagions, slopes, strict=True):
+            mine = {n.name: moved[f"{contagion.name}/{n.name}"] for n in contagion.spec.networks if n.shared}
+            self.executor.tell(contagion.spec, Slopes(slope.cumulative, slope.factors, mine))
+        self.carry, records = self.loop.advance(t, theta, self.carry, sums)
+        self.recorded.append(self._outputs())
+        self.rounds.see(self.loop.env(self.carry))
+        return records
+
+    def _outputs(self) -> Tensor:
+        """Derivatives of the step's outputs [outputs, lanes, P]: outputs are linear in the records."""
+        lanes, count = self.loop.theta.shape
+        records = {}
+        for contagion in self.contagions:
+            flow, people = self.executor.records(contagion.spec)
+            records[f"{contagion.name}.flow"] = torch.from_numpy(flow.reshape(*flow.shape[:2], lanes * count))
+            records[f"{contagion.name}.count"] = torch.from_numpy(people.reshape(*people.shape[:2], lanes * count))
+        return self.loop.model.values(records).reshape(-1, lanes, count).clone()
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        found = super().snapshot() | {f"tangent:{key}": value.numpy() for key, value in self.tangents.items()}
+        for contagion in self.contagions:
+            kept = self.executor.snapshot(contagion.spec)
+            found |= {f"alternates:{contagion.name}:{name}": array for name, array in kept.items()}
+        return found | {"recorded": torch.stack(self.recorded).numpy()}
+
+    def restore(self, found: Mapping[str, Any]) -> None:
+        super().restore(found)
+        self.tangents = {key[8:]: torch.from_numpy(v.copy()) for key, v in found.items() if key.startswith("tangent:")}
+        self.recorded = list(torch.from_numpy(found["recorded"].copy()))
+        for contagion in self.contagions:
+            prefix = f"alternates:{contagion.name}:"
+            kept = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+            self.executor.restore(contagion.spec, self.loop.model.population.addresses, self.loop.lanes, kept)
+
+    def finish(self, words: NDArray[np.int64], cotangent: object) -> dict[str, Any]:
+        return {"tangents": torch.stack(self.recorded).numpy()}
+
+
+def _last(value: Tensor) -> NDArray[np.float64]:
+    """[P, …] → [..., P]."""
+    return np.moveaxis(value.detach().numpy(), 0, -1)
