@@ -127,6 +127,9 @@ class Shard:
         world.openings = self._openings
         # A loss is the same loss whichever way its gradient is asked for.
         world.question = hashlib.sha256(self.question(replace(task, gradient="none")).encode()).digest()
+        # The same answer has the same commitments, so that a replay before an auditor meets the recorded root.
+        salted = b"lpm commitments 1" + self.question(task).encode()
+        world.salt = hashlib.blake2b(salted, key=self._key, digest_size=32).digest()
         theta = np.asarray(task.theta)
         if theta.shape[1] != len(self.scenario.parameters) or not theta.shape[0]:
             raise SessionRefused(

@@ -21,6 +21,7 @@ from lpm.errors import InputError, LpmError, PolicyRefused
 from lpm.leakage import LEAKAGE_PAGE, read_leakage, write_page
 from lpm.oversight import APPROVALS
 from lpm.privacy.budget import Budget
+from lpm.privacy.commitments import leaf_hash, merkle_root
 from lpm.privacy.dp import epsilon_of
 from lpm.privacy.ledger import LEDGER_FILE, Ledger
 from lpm.privacy.policy import PERMISSIVE, Charge, Policy, Question, Request, read_policy
@@ -58,6 +59,7 @@ class Steward:
     def __init__(self, config: ClientConfig, identity: Identity, scenario: Scenario) -> None:
         self._identity, self._config, self._scenario = identity, config, scenario
         self._under_way: tuple[Task, FederatedWorld] | None = None
+        self._roots: list[bytes] = []
         self._file = config.policy_file
         if config.policy is None and not self._file.exists():
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -231,7 +233,10 @@ class Steward:
             for (tensor, to), o in world.opened.items()
         ]
         rescaled = sum(trajectory == task.trajectory for trajectory, _, _ in world.rescaled)
-        self.ledger.append(kind, {"task": task.digest.hex(), "opened": opened, "rescaled": rescaled, **more})
+        root = merkle_root(world.committed)
+        self._roots.append(leaf_hash(root))
+        bound = {"commitments": root.hex(), "committed": len(world.committed)}
+        self.ledger.append(kind, {"task": task.digest.hex(), "opened": opened, "rescaled": rescaled, **bound, **more})
 
     def parting(self) -> Release:
         """What the coordinator keeps of the ledger: its head, by which one that is set back later is found out."""
@@ -247,7 +252,7 @@ class Steward:
         try:
             if self._under_way is not None:
                 self._record("broken", {})
-            self.ledger.append("close", {"reason": reason})
+            self.ledger.append("close", {"reason": reason, "commitments": merkle_root(self._roots).hex()})
             write_page(self._config.folder / LEAKAGE_PAGE, [read_leakage(self.ledger.path)])
         except DiskFull as full:
             if problem is None:

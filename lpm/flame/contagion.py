@@ -6,6 +6,7 @@ Stage graph, infectivity, susceptibility and networks are declared; the executor
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -307,6 +308,11 @@ class Contagion(Protocol):
     def emit(self, step: Step, network: str) -> Summed:
         number = list(self._over).index(network)
         return step.executor.emit(self.spec, step.arrays(self.name), self._tables(step, full=False), number)
+
+    def most(self, network: str) -> float:
+        if self.infectivity is not None:
+            return math.inf  # another protocol sets it
+        return float(self.spec.infectivity[list(self._over).index(network)].max(initial=0.0))
 
     def transition(self, step: Step, action: Any) -> Change:
         shared = {

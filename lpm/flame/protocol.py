@@ -152,6 +152,10 @@ class Protocol:
         """The shard's contribution to a network."""
         raise TypeError(f"{self.name} names the network {network} but emits nothing.")
 
+    def most(self, network: str) -> float | None:
+        """The most that one agent contributes to a network, from 0; None if contributions have no such range."""
+        return None
+
     def observe(self, step: Step) -> Any:
         """o: S → O, own state plus what ⊕ returned."""
         return None

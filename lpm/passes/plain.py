@@ -43,6 +43,8 @@ class Plain:
         if not summed:
             return {}, {}
         words, opened = self.rounds.add("emit", t, {key: value.words.numpy() for key, value in summed.items()}, floats)
+        for key, value in words.items():
+            self.loop.require_range(key, t, value)
         return {key: torch.from_numpy(ring.decode(value)) for key, value in words.items()}, opened
 
     def snapshot(self) -> dict[str, NDArray[Any]]:

@@ -7,6 +7,7 @@ A pass (`plain`, `tangent`, `alternates`) decides how derivatives go through the
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from lpm.errors import RoundRefused
+from lpm import ring
+from lpm.errors import RoundRefused, SessionRefused
 from lpm.flame.model import Model
 from lpm.flame.protocol import Step
 from lpm.kernels.spec import Executor, Summed
@@ -85,6 +87,33 @@ class Steps:
             f"{protocol.name}/{network}": protocol.emit(self.view(t, number, theta, carry, env, {}), network)
             for number, protocol, network in self.pairs
         }
+
+    def require_range(self, key: str, t: int, words: NDArray[np.int64]) -> None:
+        """Refuse an opened sum that the people in a group can't have made: below 0, or above what all of them can send.
+
+        Args:
+            key: `protocol/network`.
+            t: the step.
+            words: the opened sum [cells, lanes].
+
+        Raises:
+            SessionRefused: naming the group; some shard contributed what it can't have.
+        """
+        protocol, _, network = key.partition("/")
+        most = self.model.protocol(protocol).most(network)
+        if most is None:
+            return
+        people = self.sizes[network].numpy()
+        # A sum of words: each agent's was rounded before, so the bound is rounded too.
+        limit = people * float(ring.encode(most)) if math.isfinite(most) else np.full(people.shape, np.inf)
+        wrong = (words < 0) | (words > limit[:, None])
+        if wrong.any():
+            group = int(np.flatnonzero(wrong.any(axis=1))[0])
+            raise SessionRefused(
+                f"The sum {key} of step {t} is impossible in group {group}: it is below 0, or more than all its people"
+                " together can send. A party contributed what its people can't have sent.",
+                "The result does not count. Ask every party to check its installation and its data.",
+            )
 
     def advance(self, t: int, theta: Tensor, carry: Arrays, sums: Mapping[str, Tensor]) -> tuple[Arrays, Arrays]:
         """The carry after the step, and the records."""

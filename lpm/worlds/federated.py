@@ -6,6 +6,8 @@ never used twice: trajectory, step, tensor, attempt and parameter hash.
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lpm.privacy.commitments import leaf_hash
 from lpm.privacy.secure_sum import Flags, Round, SecureSum
 from lpm.worlds.round_log import RoundLog
 from lpm.worlds.world import Disclosure, Number, Spread
@@ -64,6 +67,8 @@ class FederatedWorld:
         self.openings: RoundLog | None = None
         self.question = b"\0" * 32
         self.opened: dict[tuple[str, str], Opened] = {}
+        self.committed: list[bytes] = []
+        self.salt = secrets.token_bytes(32)
         self._guard = guard
         self._trajectory = 0
         self._task = b"\0" * 32
@@ -73,7 +78,13 @@ class FederatedWorld:
     def take(self, trajectory: int, task: bytes) -> None:
         """From here on, rounds belong to a task of the session: its number and its hash, parameters included."""
         self._trajectory, self._task, self._run = trajectory, task, 0
-        self.opened = {}
+        self.opened, self.committed = {}, []
+
+    def _commit(self, round: Round, words: NDArray[np.int64]) -> None:
+        """Bind this party to what it contributes, before it does: opened only in an audit, with the salt."""
+        address = round.context()
+        bound = hashlib.blake2b(address + words.tobytes(), key=self.salt, digest_size=32).digest()
+        self.committed.append(leaf_hash(bound))
 
     def begin(self, trajectory: int, parameters: bytes) -> None:
         """See `World.begin`; the task's hash, which the coordinator knows too, stands for the parameters.
@@ -101,6 +112,8 @@ class FederatedWorld:
         if rescale:
             self.rescaled.append((self._trajectory, tensor, step))
         round = self._round(f"{tensor}/{self._run}", step)
+        if step > -3:  # below, parties agree on how to go on: nobody's people are in it
+            self._commit(round, words)
         total = self.engine.open_to_parties(round, words, Flags(digest=digest, rescale=rescale, abort=""))
         self._note(tensor, "parties", step, words.size)
         if self.log is not None:
@@ -123,6 +136,7 @@ class FederatedWorld:
         """Contribute to a sum that the coordinator alone opens (losses, gradients, listed outputs)."""
         self._guard()
         round = self._round(tensor, -2)
+        self._commit(round, words)
 
         def consent(places: tuple[int, ...]) -> None:
             if self.openings is not None:

@@ -16,6 +16,8 @@ import psutil
 import pytest
 import xarray as xr
 
+from lpm.privacy.budget import Budget
+from lpm.privacy.ledger import verify
 from lpm.runs import Run
 from tests.e2e.processes import CLINICS, Command, ended, lpm, until
 
@@ -169,6 +171,18 @@ def test_the_end_is_that_of_a_run_which_nothing_happened_to(broken: Broken, fold
     answer = whole.answer()
     for name in ("headline", "parameters", "scores", "outputs"):
         assert again[name] == answer[name]
+    noted = json.loads((broken.run / "run.json").read_text())["ledgers"]
+    for name in PARTIES:
+        # Whatever was killed, no answer was charged twice, and each ledger holds all that happened.
+        first, second = (
+            Budget(run / "parties" / name / "steward" / f"budget-{name}.jsonl").spent
+            for run in (broken.run, folder / "whole")
+        )
+        assert first == second and first.gradients > 0
+        found = verify(broken.run / "parties" / name / "ledger.jsonl", kept_head=noted[name]["head"])
+        assert not found.problems
+        assert sum(entry.kind == "session" for entry in found.entries) == broken.sessions - 1
+        assert any(entry.body.get("answered_before") for entry in found.entries if entry.kind == "task")
     for name in ("posterior.parquet", "fits.parquet"):
         assert (broken.run / name).read_bytes() == (folder / "whole" / name).read_bytes()
     assert set(Run.open(broken.run).read_fits().institution) == set(PARTIES)
