@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lpm.options import SHARINGS
+
 __all__ = ["register"]
 
 Agents = Annotated[int, typer.Option(min=1, metavar="N", help="Size of the population.")]
@@ -24,7 +26,21 @@ def register(app: typer.Typer) -> None:
     """
     group = typer.Typer(help="Time reference workloads on this machine.", no_args_is_help=True)
     group.command("W")(workload)
+    group.command("federation")(federation)
     app.add_typer(group, name="bench")
+
+
+def federation(
+    parties: Annotated[int, typer.Option(min=1, metavar="N", help="How many, from 3.")] = 3,
+    words: Annotated[int, typer.Option(min=1, metavar="WORDS", help="64-bit words in a round.")] = 10_000,
+    sharing: Annotated[str, typer.Option(metavar="|".join(SHARINGS), help="The engine of the secure sum.")] = "crypten",
+    rounds: Annotated[int, typer.Option(min=1, metavar="ROUNDS", help="Timed rounds of each kind.")] = 200,
+    json: Json = False,
+) -> None:
+    """One round of a secure sum between processes of this machine, over mutual TLS: time, processor time, bytes."""
+    from lpm.bench.federation import bench_federation
+
+    show(bench_federation(parties, words, sharing, rounds), json)
 
 
 def show(found: Mapping[str, Any], json: bool) -> None:
