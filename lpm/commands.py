@@ -405,16 +405,20 @@ def _audited(run: Run, options: Options, scenario: Scenario) -> str:
     """
     found = run.record().get("gradient")
     if found is None:
-        from lpm.analysis.audit import resolve_estimator
+        from lpm.analysis import audit
 
         console.note("Auditing gradients on synthetic people.")
         model = scenario.with_options(agents=min(scenario.agents, _AUDIT_AGENTS)).build()
-        theta = np.array([[scenario.defaults[parameter.name] for parameter in model.parameters]])
-        estimator, audit = resolve_estimator(
-            model, theta, "auto", steps=scenario.steps, seed=options.seed or 0, step=scenario.gradient.step
+        seed = options.seed or 0
+        verdict = audit.audit_gradients(
+            model,
+            np.array([scenario.defaults[parameter.name] for parameter in model.parameters]),
+            steps=scenario.steps,
+            seed=seed,
+            estimators=scenario.study_settings(seed).candidates,
+            step=scenario.gradient.step,
         )
-        assert audit is not None
-        found = {"estimator": estimator, "reason": audit.reason, "audited_agents": model.population.agents}
+        found = {"estimator": verdict.chosen, "reason": verdict.reason, "audited_agents": model.population.agents}
         run.update(gradient=found)
     return str(found["estimator"])
 
