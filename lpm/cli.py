@@ -127,6 +127,9 @@ Deadline = Annotated[
         click_type=_Number(1), metavar="SECONDS", help="Under torchrun: how long a rank may keep the others waiting."
     ),
 ]
+Device = Annotated[
+    str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run contagions by tensor operations on a torch device.")
+]
 _UNDER_TORCHRUN = ("simulate", "calibrate", "resume")
 
 
@@ -161,6 +164,7 @@ def simulate(
     ] = None,
     settings: Settings = None,
     checkpoint_every: Every = None,
+    device: Device = None,
     deadline: Deadline = None,
     out: Out = None,
     json: Json = False,

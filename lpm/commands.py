@@ -71,7 +71,12 @@ def _join(options: Options, scenario: Scenario) -> Ranks | None:
     """Meet the other ranks, if there are any, and see that all were started alike."""
     from lpm.worlds.process_group import DEADLINE, join
 
-    group = join(options.deadline or DEADLINE)
+    device = "cpu"
+    if options.device is not None:
+        from lpm.kernels.device import find_device
+
+        device = str(find_device(options.device))
+    group = join(options.deadline or DEADLINE, device)
     if group is not None:
         asked = options.to_command()
         for own in ("out", "scenario", "json"):
@@ -140,6 +145,7 @@ def _simulate(
             seed=seed,
             gradient=chosen,
             step=scenario.gradient.step,
+            executor="auto" if options.device is None else f"device:{options.device}",
             keeper=Keeper(options.checkpoint_every or 0, keep, found),
             progress=lambda done, of: advance(),
         )
@@ -148,6 +154,7 @@ def _simulate(
         return {}
     run.update(
         executor=result.executor,
+        device=result.executor.partition(":")[2] or "cpu",
         timings={"building_s": built - began, "computing_s": time.monotonic() - built},
         peak_memory_mb=memory,
     )

@@ -57,6 +57,7 @@ class Options:
         control: one of `CONTROLS`.
         keys: the key folder (None: local keys are made in the run's directory).
         checkpoint_every: steps between two checkpoints of a simulation.
+        device: torch device that runs contagions: cpu, cuda or cuda:N (None: the fastest executor for CPUs).
         deadline: seconds that a rank of `torchrun` may keep the others waiting.
         time_limit: seconds after which a calibration stops and says that it has not converged.
         mode: one of `MODES`, of a sensitivity.
@@ -88,6 +89,7 @@ class Options:
     control: str = "flower"
     keys: Path | None = None
     checkpoint_every: int | None = None
+    device: str | None = None
     deadline: float | None = None
     time_limit: float | None = None
     mode: str = "forward"

@@ -84,22 +84,23 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     """The executor of contagions: the fused one wherever it can run the model, else the reference.
 
     Args:
-        model: this shard.
+        model: to be run.
         derivative: see `run`.
-        wanted: "auto", "reference" or "cpu".
+        wanted: "auto", "reference", "cpu", or "device:NAME" (cpu, cuda, cuda:N) for torch operations on a device.
 
     Raises:
         InputError: for an unknown name, or one that can't run this model.
     """
     from lpm.kernels.reference import Reference
 
-    if wanted not in ("auto", "reference", "cpu"):
-        raise InputError(f"The executor is {wanted!r}: auto, reference or cpu.")
+    kind, _, device = wanted.partition(":")
+    if kind not in ("auto", "reference", "cpu", "device") or (kind == "device") != bool(device):
+        raise InputError(f"The executor is {wanted!r}: auto, reference, cpu or device:NAME.")
     fused = all(protocol.fused() for protocol in model.protocols)
     if derivative == "alternates":
         from lpm.kernels.alternates import Alternates
 
-        if not fused or wanted == "reference":
+        if not fused or wanted == "reference" or device:
             raise InputError(
                 "The estimator alternates runs in the fused executor, without per-agent infectivity.", "Use fd."
             )
@@ -109,8 +110,13 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
         return Reference()
     if not able:
         raise InputError(
-            "The fused executor runs neither tangents nor per-agent infectivity.", "Use auto or reference."
+            f"The {'device' if device else 'fused'} executor runs neither tangents nor per-agent infectivity.",
+            "Use auto or reference (no --device), or the gradient fd.",
         )
+    if device:
+        from lpm.kernels.device import Device, find_device
+
+        return Device(find_device(device))
     from lpm.kernels.cpu import Fused
 
     return Fused()
@@ -162,7 +168,7 @@ def run(
             "score": scores of all decisions beside the outputs, by component; "alternates": derivatives of
             the outputs by cluster alternates.
         cotangent: outputs [T, O, lanes] → cotangents [B, T, O, lanes] (reverse).
-        executor: "auto", "reference" or "cpu".
+        executor: see `choose_executor`.
         keeper: checkpoints.
         progress: called with (steps done, steps).
         trajectory: number of this run in its session, which addresses its rounds.

@@ -73,7 +73,10 @@ def test_trajectories_have_the_bits_of_one_process(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize(("estimator", "mode"), [("fd", "forward"), ("tangent", "forward"), ("tangent", "reverse")])
+@pytest.mark.parametrize(
+    ("estimator", "mode"),
+    [("fd", "forward"), ("tangent", "forward"), ("tangent", "reverse"), ("alternates", "forward")],
+)
 def test_gradients_are_those_of_one_process(estimator: str, mode: str, number: int) -> None:
     model = models.town(150)
     weights = np.random.default_rng(1).normal(size=(2, 8, 3, 2))
@@ -87,6 +90,26 @@ def test_gradients_are_those_of_one_process(estimator: str, mode: str, number: i
         found, expected = (each.derivative if mode == "forward" else each.gradient for each in (part, whole))
         assert found is not None and expected is not None and np.abs(expected).max() > 1
         assert np.abs(found - expected).max() <= 1e-9 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_alternates_go_on_with_as_many_ranks_as_before(number: int) -> None:
+    model, states = models.town(120), []
+    theta = theta_of(model)
+
+    def work(shard: lpm.Model, world: Any, **more: Any) -> Any:
+        return run(shard, theta, steps=8, seed=3, derivative="alternates", world=world, keeper=Keeper(5, **more))
+
+    if number == 1:
+        whole = [work(model, LocalWorld(), save=states.append)]
+        again = [work(model, LocalWorld(), found=states[0])]
+    else:
+        whole = spread_out(model, 2, lambda shard, world: work(shard, world, save=states.append))
+        again = spread_out(model, 2, lambda s, world: work(s, world, found=None if world.group.rank else states[0]))
+    for one, other in zip(whole, again, strict=True):
+        assert np.array_equal(one.words, other.words) and np.array_equal(one.tangents, other.tangents)
+    with pytest.raises(CheckpointError, match="can't"):
+        spread_out(model, 3, lambda s, world: work(s, world, found=None if world.group.rank else states[0]))
 
 
 @pytest.mark.parametrize("derivative", ["none", "forward", "reverse"])

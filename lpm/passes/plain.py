@@ -49,7 +49,7 @@ class Plain:
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint needs."""
-        return {f"carry:{key}": value.numpy() for key, value in self.carry.items()}
+        return {f"carry:{key}": value.cpu().numpy() for key, value in self.carry.items()}
 
     def restore(self, found: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""

@@ -1,7 +1,7 @@
 """The ranks of one owner: how they meet, exchange words and bytes, and find out which of them is lost.
 
 `torchrun` starts them and holds the store in which they leave their addresses, a heartbeat each, and a last word.
-Words go by gloo, in collective operations that all ranks call in the same order.
+Words go by gloo (NCCL between GPUs), in collective operations that all ranks call in the same order.
 """
 
 from __future__ import annotations
@@ -41,19 +41,21 @@ class Ranks:
 
     Args:
         deadline: seconds that a rank may keep the others waiting; then it counts as lost.
+        device: where words are added up: by gloo on "cpu", by NCCL on a GPU.
 
     Raises:
         PeerLost: if not all ranks appear in time.
     """
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, device: str = "cpu") -> None:
         place = ranks.place()
         self.rank, self.ranks, self.deadline = place.rank, place.ranks, deadline
+        self._device = torch.device(device)
         patience = datetime.timedelta(seconds=deadline)
         try:
             self._store, _, _ = next(iter(rendezvous("env://", timeout=patience)))
             dist.init_process_group(
-                "gloo",
+                "gloo" if self._device.type == "cpu" else "cpu:gloo,cuda:nccl",
                 store=c10d.PrefixStore("lpm/group", self._store),
                 rank=self.rank,
                 world_size=self.ranks,
@@ -147,9 +149,10 @@ class Ranks:
 
     def add(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
         """Σ over ranks, modulo 2^64; at every rank."""
-        total = torch.from_numpy(np.ascontiguousarray(words).reshape(-1).copy())
+        total = torch.from_numpy(np.ascontiguousarray(words).reshape(-1).copy()).to(self._device)
         with self.together():
             dist.all_reduce(total)
+            total = total.cpu()
         return total.numpy().reshape(words.shape)
 
     def all(self, values: NDArray[Any]) -> list[NDArray[Any]]:
@@ -226,11 +229,12 @@ Value = TypeVar("Value")
 _joined: list[Ranks] = []
 
 
-def join(deadline: float = DEADLINE) -> Ranks | None:
+def join(deadline: float = DEADLINE, device: str = "cpu") -> Ranks | None:
     """The ranks of this job, joined when first asked for; None for a process that is alone.
 
     Args:
         deadline: seconds that a rank may keep the others waiting; of the first call.
+        device: where words are added up; of the first call.
 
     Raises:
         InputError: for an environment that doesn't fit together.
@@ -239,7 +243,7 @@ def join(deadline: float = DEADLINE) -> Ranks | None:
     if ranks.place().ranks == 1:
         return None
     if not _joined:
-        _joined.append(Ranks(deadline))
+        _joined.append(Ranks(deadline, device))
     return _joined[0]
 
 
