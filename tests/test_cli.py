@@ -163,7 +163,7 @@ def test_resume_hands_on_what_the_run_was_started_with(scenario: Path, called: C
         (["simulate", "SCENARIO", "--set", "beta"], "`--set beta` can't be read: key=value"),
         (["simulate", "SCENARIO", "--set", "a=1", "--set", "a=2"], "`--set a=…` is given twice"),
         (["federate", "SCENARIO", "--parties", "2"], "`--parties` is 2: a whole number from 3."),
-        (["federate", "SCENARIO", "--sharing", "plain"], "`--sharing` is plain: one of crypten."),
+        (["federate", "SCENARIO", "--sharing", "plain"], "`--sharing` is plain: one of crypten, masked."),
         (["federate", "SCENARIO", "--control", "smoke"], "`--control` is smoke: one of flower, streams."),
         (["federate", "SCENARIO", "--keys", "absent"], "`--keys` is absent: a folder made by"),
         (["simulate", "absent"], "There is no scenario absent"),
