@@ -66,14 +66,15 @@ def _number(name: str, lowest: int, beyond: int | None, default: int) -> int:
 
 
 def set_threads() -> None:
-    """Give numba this rank's share of the machine's cores, unless `NUMBA_NUM_THREADS` says otherwise."""
+    """Give this rank its share of the machine's cores, unless `LPM_THREADS` or `NUMBA_NUM_THREADS` say otherwise."""
     try:
         here = place()
     except InputError:  # told when a command begins
         return
     if here.ranks > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        os.environ.setdefault("NUMBA_NUM_THREADS", str(max(1, cores // here.local_ranks)))
+        for name in ("LPM_THREADS", "NUMBA_NUM_THREADS"):
+            os.environ.setdefault(name, str(max(1, cores // here.local_ranks)))
 
 
 class Links(Protocol):

@@ -265,13 +265,16 @@ def test_an_environment_that_does_not_fit_is_refused(
 
 def test_alone_without_torchrun_and_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    for name in ("LPM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(name, "9")  # which monkeypatch takes back, whatever is set below
+        monkeypatch.delenv(name)
     environment(monkeypatch, WORLD_SIZE="1")
     ranks.set_threads()
     assert ranks.place() == ranks.Place() and "NUMBA_NUM_THREADS" not in os.environ
     environment(monkeypatch, WORLD_SIZE="6", RANK="4", LOCAL_WORLD_SIZE="3", MASTER_ADDR="h", MASTER_PORT="1")
     ranks.set_threads()
-    assert ranks.place() == ranks.Place(4, 6, 1, 3) and os.environ["NUMBA_NUM_THREADS"] == "2"
+    assert ranks.place() == ranks.Place(4, 6, 1, 3)
+    assert os.environ["NUMBA_NUM_THREADS"] == os.environ["LPM_THREADS"] == "2"
 
 
 def test_what_ranks_can_not_do_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
