@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,28 @@ from torch import Tensor
 from lpm.errors import InputError
 
 __all__ = ["Edges", "Groups", "Network"]
+
+
+_PIECE = 1 << 22
+"""Agents counted at a time: numpy makes 64-bit copies of what it counts."""
+
+
+def _compact(of: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int32], int]:
+    """Labels as cells 0, 1, … in their order, those below 0 together as the first; and how many there are."""
+    top = int(of.max(initial=-1))
+    if top > 4 * of.size + 1024:
+        labels, cell = np.unique(np.maximum(of, -1), return_inverse=True)
+        return cell.astype(np.int32), len(labels)
+    nobody = int(of.min(initial=0)) < 0
+    seen = np.zeros(max(top, 0) + 2, dtype=np.bool_)  # the last entry stands for label -1
+    seen[np.maximum(of, -1) if nobody else of] = True
+    if not nobody and bool(seen[:-1].all()):
+        return of.astype(np.int32, copy=False), top + 1
+    place = np.cumsum(seen[:-1], dtype=np.int32) - np.int32(0 if nobody else 1)
+    cells = place[np.maximum(of, 0)] if nobody else place[of]
+    if nobody:
+        cells[of < 0] = 0
+    return cells, int(seen.sum())
 
 
 class Network:
@@ -38,8 +61,13 @@ class Network:
         raise TypeError(f"{type(self).__name__} is an interface.")
 
     @property
-    def cell_of(self) -> NDArray[np.int64]:
+    def cell_of(self) -> NDArray[np.int32]:
         """The cell whose sum each agent reads [agents]."""
+        raise TypeError(f"{type(self).__name__} is an interface.")
+
+    @property
+    def members(self) -> NDArray[np.int64]:
+        """How many agents of this shard are in each cell [cells]."""
         raise TypeError(f"{type(self).__name__} is an interface.")
 
     def sum(self, messages: Tensor) -> Tensor:
@@ -81,7 +109,7 @@ class Groups(Network):
     mixing: ArrayLike | None = None
     normalise: str = "size"
     layer: bool = True
-    _cell: NDArray[np.int64] = field(init=False, repr=False)
+    _cell: NDArray[np.int32] = field(init=False, repr=False)
     _count: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,10 +123,11 @@ class Groups(Network):
                 raise InputError(f"The shared network {self.name} needs its number of groups: a whole number from 1.")
             if of.size and (of.min() < 0 or of.max() >= self.groups):
                 raise InputError(f"A group of {self.name} is out of range: ids run from 0 to {self.groups - 1}.")
-            cell, count = of.astype(np.int64), self.groups
+            cell, count = of.astype(np.int32, copy=False), self.groups
         else:
-            labels, cell = np.unique(np.maximum(of, -1), return_inverse=True)
-            cell, count = cell.astype(np.int64), len(labels)
+            cell, count = _compact(of)
+        # The kernels are compiled for memory that may be written to.
+        cell = np.require(cell, requirements=["C", "W"])
         object.__setattr__(self, "_cell", cell)
         object.__setattr__(self, "_count", count)
         if self.mixing is not None:
@@ -115,7 +144,7 @@ class Groups(Network):
         return self._count
 
     @property
-    def cell_of(self) -> NDArray[np.int64]:
+    def cell_of(self) -> NDArray[np.int32]:
         return self._cell
 
     @property
@@ -126,12 +155,14 @@ class Groups(Network):
     @cached_property
     def outsiders(self) -> bool:
         """Whether the first cell of a local network holds those who are in no group, and so meet nobody there."""
-        return not self.shared and bool(np.any(np.asarray(self.of) < 0))
+        return not self.shared and int(np.min(self.of, initial=0)) < 0
 
     @cached_property
     def members(self) -> NDArray[np.int64]:
-        """How many agents of this shard are in each group [cells]."""
-        return np.bincount(self._cell, minlength=self._count).astype(np.int64)
+        counts = np.zeros(self._count, dtype=np.int64)
+        for start in range(0, self._cell.size, _PIECE):
+            counts += np.bincount(self._cell[start : start + _PIECE], minlength=self._count)
+        return counts
 
     @cached_property
     def _index(self) -> Tensor:
@@ -217,8 +248,12 @@ class Edges(Network):
         return self._agents
 
     @property
-    def cell_of(self) -> NDArray[np.int64]:
-        return np.arange(self._agents, dtype=np.int64)
+    def cell_of(self) -> NDArray[np.int32]:
+        return np.arange(self._agents, dtype=np.int32)
+
+    @property
+    def members(self) -> NDArray[np.int64]:
+        return np.ones(self._agents, dtype=np.int64)
 
     def shard(self, positions: NDArray[np.int64]) -> Edges:
         place = np.full(max(self._agents, int(positions.max(initial=-1)) + 1), -1, dtype=np.int64)

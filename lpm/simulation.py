@@ -127,8 +127,7 @@ def _census(model: Model, rounds: Rounds) -> Arrays:
     sizes: Arrays = {}
     shared = [network for network in model.networks if network.shared]
     for network in model.networks:
-        counts = np.bincount(network.cell_of, minlength=network.cells)
-        sizes[network.name] = torch.from_numpy(counts.astype(np.float64))
+        sizes[network.name] = torch.from_numpy(network.members.astype(np.float64))
     if shared:
         people = {n.name: sizes[n.name].numpy().astype(np.int64) for n in shared}
         holders = {f"{name}#institutions": (count > 0).astype(np.int64) for name, count in people.items()}

@@ -138,6 +138,7 @@ class Contagion(Protocol):
         if not names or len(names) > 100:
             raise InputError(f"{self.name} has {len(names)} stages: from 1 to 100.")
         self._over = {network: expression(value) for network, value in self.over.items()}
+        self._infections = {self.infection: 1.0} if isinstance(self.infection, str) else dict(self.infection)
         self._leaves = dict(self._read_progression())
         self._initial = {
             stage: value if isinstance(value, np.ndarray | Sequence) else expression(value)  # type: ignore[arg-type]
@@ -191,7 +192,10 @@ class Contagion(Protocol):
         return tuple(self._over)
 
     def fused(self) -> bool:
-        return self.infectivity is None
+        # Whoever can be infected while infectious feels the own group less the own part: the reference alone does that.
+        catching = [self.stage(self.arrow(text)[0]) for text in self._infections]
+        speaking = {sub for name in self.infectious for sub in self.stage(name)}
+        return self.infectivity is None and not any(speaking & set(subs) for subs in catching)
 
     def shard(self, positions: NDArray[np.int64]) -> Contagion:
         initial: dict[str, Expression | float | ArrayLike] = {}
@@ -208,12 +212,14 @@ class Contagion(Protocol):
         networks = tuple(model.network(name) for name in self._over)
         people = model.population
         if self.classes is None:
-            classes, count = np.zeros(people.agents, dtype=np.int64), 1
+            classes, count = np.empty(0, dtype=np.int16), 1
         else:
             if self.classes not in people.attributes:
                 raise InputError(f"The population has no attribute {self.classes}, the classes of {self.name}.")
-            classes = np.asarray(people.attributes[self.classes]).astype(np.int64)
             count = model.class_count(self.classes)
+            if count > 2**15:
+                raise InputError(f"{self.name} has {count} classes: at most {2**15}.")
+            classes = np.asarray(people.attributes[self.classes]).astype(np.int16)
         susceptibility = self._table(self.susceptibility, count, "susceptibility")
 
         edges: list[tuple[int, int]] = []
@@ -223,9 +229,8 @@ class Contagion(Protocol):
                 edges.append((source, target))
             return edges.index((source, target))
 
-        infections = {self.infection: 1.0} if isinstance(self.infection, str) else self.infection
         infection: dict[int, tuple[int, float]] = {}
-        for text, relative in infections.items():
+        for text, relative in self._infections.items():
             source, target = self.arrow(text)
             for sub in self.stage(source):
                 infection[sub] = (edge(sub, self.stage(target)[0]), float(relative))
@@ -254,7 +259,16 @@ class Contagion(Protocol):
                     )
         self._splits = {source: self._read_split(source, how, count) for source, how in self._leaves.items()}
         self.spec = Spec(
-            self._sub, classes, count, tuple(edges), infection, exits, susceptibility, networks, infectivity
+            self._sub,
+            people.agents,
+            classes,
+            count,
+            tuple(edges),
+            infection,
+            exits,
+            susceptibility,
+            networks,
+            infectivity,
         )
 
     def _table(self, values: ArrayLike, count: int, what: str) -> NDArray[np.float64]:

@@ -507,7 +507,7 @@ def _frame(spec: Spec, ids: NDArray[np.uint64], layers: Sequence[int], linear: S
 
     # Agents of a group take its slots in turn, in the order of their ids.
     order = np.argsort(ids, kind="stable")
-    width = [1 if networks[k].members.mean() < 6 else 3 for k in layers] if layers else [1]  # type: ignore[attr-defined]
+    width = [1 if networks[k].members.mean() < 6 else 3 for k in layers] if layers else [1]
     slot = np.full((agents, max(len(layers), 1)), -1, dtype=np.int32)
     first_slot = [0]
     for place, k in enumerate(layers):

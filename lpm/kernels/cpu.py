@@ -1,13 +1,28 @@
-"""The fused executor for CPUs: numba, compiled on first use and cached on disk.
+"""The fused executor for CPUs: numba, compiled on first use and cached on disk, at the speed of the memory.
 
-The state is one byte per agent and lane. An agent's random word is drawn once and serves all its lanes (common random
-numbers), and only hazards of *cells* are floats in memory. Every float64 operation stands in the same order as in the
-reference executor, without contraction, so the thresholds are the same integers.
+What costs is memory traffic, so the state is one byte per agent and lane, and a day reads each agent once:
+- *Sums follow changes.* Only those who became infectious or ceased to be so are added to their cells; integers make
+  that the same sum as adding up everybody.
+- *A byte per cell decides most agents.* Beside the sum each cell has its hazard as one byte, rounded up on a scale
+  common to all networks, so that the table of the workplaces, which is read in random order, fits the cache. The bytes
+  of an agent's cells bound its hazard from above; a random word beyond that bound (nearly all are) says no at once.
+  For the others the hazard is worked out in float64, every operation in the order of the reference executor and
+  without contraction: the same thresholds, hence the same bits.
+- *Random words are drawn in blocks* where they are used, and serve all lanes (common random numbers).
+
+Agents are cut into as many parts as there are threads. The kernels hold no lock and run in a pool of this module's own:
+several federated parties may live in one process, which numba's own threading layer does not allow. Which thread does
+what changes no bit, since threads only add integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -15,14 +30,51 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
-from lpm.networks import Edges
+from lpm.errors import InputError
+from lpm.kernels.spec import Spec, Summed, Tables, hazards
+from lpm.networks import Edges, Groups
+from lpm.philox import philox
 from lpm.relax import RECIPROCALS, thresholds
 from lpm.rng import Address
 
-__all__ = ["Fused"]
+__all__ = ["Fused", "threads"]
 
 _RECIPROCALS = np.array(RECIPROCALS[::-1])
+_CHUNK = 4096
+_SMALL = 100_000
+"""Agents × lanes below which one thread is faster than two."""
+_PLACES = 8
+"""Networks are handed to the kernels in tuples of this length, or multiples, to compile them once."""
+_MASK, _SHIFT, _TWO = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(2)
+_ONE_32 = 2.0**-32
+_MARGIN = 4299262263.0
+"""2^32, and a thousandth more: 1 − e^−x is at most x, and the margin is for rounding."""
+
+
+def threads() -> int:
+    """How many threads a fused run uses: `NUMBA_NUM_THREADS`, or the cores this process may use.
+
+    Raises:
+        InputError: if NUMBA_NUM_THREADS is not a whole number from 1.
+    """
+    wanted = os.environ.get("NUMBA_NUM_THREADS")
+    if wanted is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise InputError(f"NUMBA_NUM_THREADS is {wanted!r}: a whole number from 1.")
+    return int(wanted)
+
+
+@cache
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="lpm-kernel")
+
+
+def _share(jobs: Sequence[Callable[[], Any]], count: int) -> list[Any]:
+    """Results of all jobs, done by `count` threads."""
+    if count == 1 or len(jobs) == 1:
+        return [job() for job in jobs]
+    return [future.result() for future in [_pool(count).submit(job) for job in jobs]]
 
 
 @nb.njit(nogil=True, cache=True, inline="always")
@@ -39,13 +91,90 @@ def _one_minus_exp(x: float) -> float:
 
 
 @nb.njit(nogil=True, cache=True)
+def _draw(
+    first: np.uint64,
+    listed: NDArray[np.uint64],
+    start: int,
+    count: int,
+    c2: np.uint64,
+    c3: np.uint64,
+    k0: np.uint64,
+    k1: np.uint64,
+    out: NDArray[np.uint32],
+) -> int:
+    """Words of `count` agents from position `start`; returns where in `out` the first of them stands."""
+    if listed.size == 0:
+        agent = first + np.uint64(start)
+        offset = int(np.int64(agent & np.uint64(3)))
+        block = agent >> _TWO
+        for b in range((offset + count + 3) // 4):
+            at = block + np.uint64(b)
+            w0, w1, w2, w3 = philox(at & _MASK, at >> _SHIFT, c2, c3, k0, k1)
+            out[4 * b] = np.uint32(w0)
+            out[4 * b + 1] = np.uint32(w1)
+            out[4 * b + 2] = np.uint32(w2)
+            out[4 * b + 3] = np.uint32(w3)
+        return offset
+    known = False
+    last = np.uint64(0)
+    w0 = w1 = w2 = w3 = np.uint64(0)
+    for j in range(count):
+        agent = listed[start + j]
+        block = agent >> _TWO
+        if not known or block != last:
+            w0, w1, w2, w3 = philox(block & _MASK, block >> _SHIFT, c2, c3, k0, k1)
+            known = True
+            last = block
+        place = np.int64(agent & np.uint64(3))
+        out[j] = np.uint32(w0 if place == 0 else w1 if place == 1 else w2 if place == 2 else w3)
+    return 0
+
+
+@nb.njit(nogil=True, cache=True)
+def _begin(
+    first: np.uint64,
+    listed: NDArray[np.uint64],
+    c2: np.uint64,
+    c3: np.uint64,
+    k0: np.uint64,
+    k1: np.uint64,
+    stages: NDArray[np.int8],
+    limits: NDArray[np.int64],
+    stage: NDArray[np.int8],
+) -> None:
+    """First stages: the first of `stages` whose limit [stages, lanes] lies above the agent's word, else 0."""
+    out = np.empty(_CHUNK + 8, dtype=np.uint32)
+    for start in range(0, stage.shape[0], _CHUNK):
+        count = min(_CHUNK, stage.shape[0] - start)
+        offset = _draw(first, listed, start, count, c2, c3, k0, k1, out)
+        for j in range(count):
+            word = np.int64(out[offset + j])
+            for k in range(stage.shape[1]):
+                stage[start + j, k] = 0
+                for s in range(stages.size):
+                    if word < limits[s, k]:
+                        stage[start + j, k] = stages[s]
+                        break
+
+
+@nb.njit(nogil=True, cache=True)
+def _count(stage: NDArray[np.int8], classes: NDArray[np.int16], counts: NDArray[np.int64]) -> None:
+    """Add the people of each stage, class and lane to `counts` [S, C, lanes]."""
+    for i in range(stage.shape[0]):
+        c = classes[i] if classes.size else np.int16(0)
+        for k in range(stage.shape[1]):
+            counts[stage[i, k], c, k] += 1
+
+
+@nb.njit(nogil=True, cache=True)
 def _sum_groups(
-    stage: NDArray[np.int8], cell: NDArray[np.int64], words: NDArray[np.int64], total: NDArray[np.int64]
+    stage: NDArray[np.int8], cell: NDArray[np.int32], words: NDArray[np.int64], total: NDArray[np.int64]
 ) -> None:
     for i in range(stage.shape[0]):
-        g = cell[i]
         for k in range(stage.shape[1]):
-            total[g, k] += words[stage[i, k]]
+            word = words[stage[i, k]]
+            if word != 0:
+                total[cell[i], k] += word
 
 
 @nb.njit(nogil=True, cache=True)
@@ -58,70 +187,309 @@ def _sum_edges(
 ) -> None:
     # Few agents are infectious at a time: only their edges are visited.
     for i in range(stage.shape[0]):
-        speaks = False
         for k in range(stage.shape[1]):
-            speaks = speaks or words[stage[i, k]] != 0
-        if speaks:
-            for e in range(offsets[i], offsets[i + 1]):
-                for k in range(stage.shape[1]):
-                    total[readers[e], k] += words[stage[i, k]]
+            word = words[stage[i, k]]
+            if word != 0:
+                for e in range(offsets[i], offsets[i + 1]):
+                    total[readers[e], k] += word
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _byte(hazard: float, scale: float) -> int:
+    """A hazard as a byte, rounded up; 255 stands for anything larger."""
+    if hazard <= 0.0:
+        return 0
+    steps = np.ceil(hazard / scale)
+    # Also for a hazard that is not a number: it is then worked out, as in the reference.
+    return max(1, int(steps)) if steps < 255.0 else 255
+
+
+@nb.njit(nogil=True, cache=True)
+def _bytes_of_table(hazard: NDArray[np.float64], scale: NDArray[np.float64], code: NDArray[np.uint8]) -> None:
+    for g in range(hazard.shape[0]):
+        for k in range(hazard.shape[1]):
+            code[g, k] = _byte(hazard[g, k], scale[k])
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _felt(total: int, sized: bool, size: float, factor: float) -> float:
+    """Hazard of a cell from its sum: `spec.hazards`, operation by operation."""
+    pressure = np.float64(total) * _ONE_32
+    if sized:
+        pressure = pressure / max(size, 1.0)
+    return factor * pressure
+
+
+@nb.njit(nogil=True, cache=True)
+def _bytes_of_sums(
+    low: int,
+    high: int,
+    total: NDArray[np.int64],
+    sizes: NDArray[np.float64],
+    factor: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    closed: bool,
+    code: NDArray[np.uint8],
+) -> None:
+    """The bytes of cells `low` to `high` − 1; with `closed`, those of cell 0 meet nobody."""
+    sized = sizes.size > 0
+    for g in range(low, high):
+        for k in range(total.shape[1]):
+            word = total[g, k]
+            code[g, k] = 0
+            if word != 0 and not (closed and g == 0):
+                code[g, k] = _byte(_felt(word, sized, sizes[g] if sized else 1.0, factor[k]), scale[k])
+
+
+@nb.njit(nogil=True, cache=True)
+def _follow_groups(
+    stage: NDArray[np.int8],
+    after: NDArray[np.int8],
+    changed: NDArray[np.int64],
+    bounds: NDArray[np.int64],
+    cell: NDArray[np.int32],
+    words: NDArray[np.int64],
+    total: NDArray[np.int64],
+    sizes: NDArray[np.float64],
+    factor: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    closed: bool,
+    code: NDArray[np.uint8],
+) -> None:
+    """Add to the sums, and to the bytes if there is a `factor`, what changed (agent · lanes + lane, [parts, 2])."""
+    lanes = stage.shape[1]
+    sized = sizes.size > 0
+    for part in range(bounds.shape[0]):
+        for e in range(bounds[part, 0], bounds[part, 1]):
+            i, k = (changed[e], 0) if lanes == 1 else (changed[e] // lanes, changed[e] % lanes)
+            word = words[after[i, k]] - words[stage[i, k]]
+            if word != 0:
+                g = cell[i]
+                total[g, k] += word
+                if factor.size and not (closed and g == 0):
+                    size = sizes[g] if sized else 1.0
+                    code[g, k] = _byte(_felt(total[g, k], sized, size, factor[k]), scale[k])
+
+
+@nb.njit(nogil=True, cache=True)
+def _follow_edges(
+    stage: NDArray[np.int8],
+    after: NDArray[np.int8],
+    changed: NDArray[np.int64],
+    bounds: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    readers: NDArray[np.int64],
+    words: NDArray[np.int64],
+    total: NDArray[np.int64],
+    factor: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    code: NDArray[np.uint8],
+) -> None:
+    """The same over edges."""
+    lanes = stage.shape[1]
+    for part in range(bounds.shape[0]):
+        for e in range(bounds[part, 0], bounds[part, 1]):
+            i, k = changed[e] // lanes, changed[e] % lanes
+            word = words[after[i, k]] - words[stage[i, k]]
+            if word != 0:
+                for edge in range(offsets[i], offsets[i + 1]):
+                    reader = readers[edge]
+                    total[reader, k] += word
+                    code[reader, k] = _byte(_felt(total[reader, k], False, 1.0, factor[k]), scale[k])
 
 
 @nb.njit(nogil=True, cache=True)
 def _advance(
+    low: int,
+    high: int,
+    first: np.uint64,
+    listed: NDArray[np.uint64],
+    c2: np.uint64,
+    c3: np.uint64,
+    k0: np.uint64,
+    k1: np.uint64,
     stage: NDArray[np.int8],
-    classes: NDArray[np.int64],
-    cells: NDArray[np.int64],
-    hazard: NDArray[np.float64],
+    classes: NDArray[np.int16],
+    networks: int,
+    cells: tuple[NDArray[np.int32], ...],
+    codes: tuple[NDArray[np.uint8], ...],
+    tables: tuple[NDArray[np.float64], ...],
+    totals: tuple[NDArray[np.int64], ...],
+    sizes: tuple[NDArray[np.float64], ...],
+    factors: NDArray[np.float64],
+    closed: NDArray[np.bool_],
+    base: NDArray[np.float64],
+    reach: NDArray[np.float64],
     susceptibility: NDArray[np.float64],
-    uniform: NDArray[np.uint64],
     infection_edge: NDArray[np.int64],
     infection_scale: NDArray[np.float64],
     exit_edge: NDArray[np.int64],
     exit_threshold: NDArray[np.int64],
-    target: NDArray[np.int64],
+    target: NDArray[np.int8],
+    infectious: NDArray[np.int64],
     after: NDArray[np.int8],
     flows: NDArray[np.int64],
-) -> None:
-    agents, lanes = stage.shape
-    networks = cells.shape[1]
-    branches = exit_edge.shape[1]
-    for i in range(agents):
-        c = classes[i]
-        word = np.int64(uniform[i])
+    changed: NDArray[np.int64],
+) -> int:
+    """One step of the agents `low` to `high` − 1; returns the end of what it wrote to `changed` from low · lanes on."""
+    lanes, class_count = stage.shape[1], susceptibility.size
+    words = np.empty(_CHUNK + 8, dtype=np.uint32)
+    here = np.empty(_CHUNK, dtype=np.int8)
+    row = np.empty(_CHUNK, dtype=np.int32)
+    bound = np.empty(_CHUNK, dtype=np.int32)
+    maybe = np.empty(_CHUNK + 1, dtype=np.int32)
+    end: int = low * lanes
+    for start in range(low, high, _CHUNK):
+        count = min(_CHUNK, high - start)
+        offset = _draw(first, listed, start, count, c2, c3, k0, k1, words)
         for k in range(lanes):
-            s = stage[i, k]
-            edge = -1
-            if infection_edge[s] >= 0:
-                total = 0.0
-                for n in range(networks):
-                    total = total + hazard[cells[i, n], k]
-                if total > 0.0:
-                    total = total * susceptibility[c]
-                    total = total * infection_scale[s]
-                    # 1 − e^−x is at most x: most words are decided without it. The margin is for rounding.
-                    if word < total * 4299262263.0:
-                        p = _one_minus_exp(total)
-                        if word < np.int64(np.floor(p * 4294967296.0)):
+            for j in range(count):
+                here[j] = stage[start + j, k]
+                after[start + j, k] = here[j]
+            if classes.size:
+                for j in range(count):
+                    row[j] = here[j] * class_count + classes[start + j]
+            else:
+                for j in range(count):
+                    row[j] = here[j]
+            for j in range(count):
+                bound[j] = 0
+            for n in range(networks):
+                code, cell = codes[n], cells[n]
+                if cell.size:
+                    for j in range(count):
+                        bound[j] += code[cell[start + j], k]
+                else:
+                    for j in range(count):
+                        bound[j] += code[start + j, k]
+            found = 0
+            for j in range(count):
+                r = row[j]
+                limit = base[k, r] + bound[j] * reach[k, r]
+                maybe[found] = j
+                # A byte of 255 has no upper bound.
+                found += (np.float64(words[offset + j]) < limit) | ((bound[j] >= 255) & (reach[k, r] > 0.0))
+            for m in range(found):
+                j = maybe[m]
+                i = start + j
+                s = here[j]
+                c = classes[i] if classes.size else np.int16(0)
+                word = np.int64(words[offset + j])
+                edge = -1
+                if infection_edge[s] >= 0:
+                    total = 0.0
+                    for n in range(networks):
+                        g = np.int64(cells[n][i]) if cells[n].size else i
+                        if tables[n].size:
+                            total = total + tables[n][g, k]
+                        elif not (closed[n] and g == 0):
+                            sized = sizes[n].size > 0
+                            total = total + _felt(totals[n][g, k], sized, sizes[n][g] if sized else 1.0, factors[n, k])
+                    if total > 0.0:
+                        total = total * susceptibility[c]
+                        total = total * infection_scale[s]
+                        if word < np.int64(np.floor(_one_minus_exp(total) * 4294967296.0)):
                             edge = infection_edge[s]
-            else:
-                for b in range(branches):
-                    if exit_edge[s, b] < 0:
-                        break
-                    if word < exit_threshold[s, b, c, k]:
-                        edge = exit_edge[s, b]
-                        break
-            if edge >= 0:
-                flows[edge, c, k] += 1
-                after[i, k] = target[edge]
-            else:
-                after[i, k] = s
+                else:
+                    for b in range(exit_edge.shape[1]):
+                        if exit_edge[s, b] < 0:
+                            break
+                        if word < exit_threshold[s, b, c, k]:
+                            edge = exit_edge[s, b]
+                            break
+                if edge >= 0:
+                    flows[edge, c, k] += 1
+                    to = target[edge]
+                    after[i, k] = to
+                    if infectious[s] != infectious[to]:
+                        changed[end] = i * lanes + k
+                        end += 1
+    return end
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What follows from the spec alone, in the kernels' own types."""
+
+    spec: Spec
+    cells: tuple[NDArray[np.int32], ...]
+    closed: NDArray[np.bool_]
+    words: NDArray[np.int64]
+    infectious: NDArray[np.int64]
+    infection_edge: NDArray[np.int64]
+    infection_scale: NDArray[np.float64]
+    exit_edge: NDArray[np.int64]
+    target: NDArray[np.int8]
+
+    @staticmethod
+    def of(spec: Spec) -> _Plan:
+        count = len(spec.stages)
+        nobody = np.empty(0, dtype=np.int32)
+        cells = [n.cell_of if isinstance(n, Groups) else nobody for n in spec.networks]
+        closed = [isinstance(n, Groups) and n.outsiders for n in spec.networks]
+        words = np.ascontiguousarray(spec.infectivity_words)
+        # Stages with the same infectivity in every network are one kind: a move between them changes no sum.
+        kinds = np.unique(words, axis=1, return_inverse=True)[1].reshape(-1) if len(spec.networks) else np.zeros(count)
+        infection_edge, infection_scale = np.full(count, -1, dtype=np.int64), np.zeros(count)
+        for s, (edge, relative) in spec.infection.items():
+            infection_edge[s], infection_scale[s] = edge, relative
+        width = max([len(edges) for edges in spec.exits.values()], default=1)
+        exit_edge = np.full((count, width), -1, dtype=np.int64)
+        for s, edges in spec.exits.items():
+            exit_edge[s, : len(edges)] = edges
+        return _Plan(
+            spec,
+            _padded(cells, nobody),
+            np.array(closed, dtype=np.bool_),
+            words,
+            kinds.astype(np.int64),
+            infection_edge,
+            infection_scale,
+            exit_edge,
+            np.array([to for _, to in spec.edges], dtype=np.int8),
+        )
+
+
+def _padded(arrays: Sequence[NDArray[Any]], blank: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    return (*arrays, *[blank] * (-len(arrays) % _PLACES or (_PLACES if not arrays else 0)))
+
+
+@dataclass(eq=False)
+class _Held:
+    """What is known of the newest state, so that the next step need not read everybody again.
+
+    Attributes:
+        stage: the state it belongs to.
+        counts: people by stage and class [S, C, lanes].
+        totals: infectivity words by network [cells, lanes].
+        codes: hazards as bytes, by network [cells, lanes].
+        factors: of each network, with which the bytes were made [networks, lanes]; None: none are made.
+        scale: hazard of one unit of a byte [lanes].
+        changed: where the threads write what changed; the same memory each day.
+    """
+
+    stage: Tensor
+    counts: NDArray[np.int64]
+    totals: list[NDArray[np.int64]]
+    codes: list[NDArray[np.uint8]]
+    changed: NDArray[np.int64]
+    factors: NDArray[np.float64] | None = None
+    scale: NDArray[np.float64] | None = None
 
 
 class Fused:
     """Executor for plain runs on CPUs: any spec without per-agent infectivity."""
 
     name = "cpu"
+
+    def __init__(self) -> None:
+        self._plans: dict[int, _Plan] = {}
+        self._known: dict[int, _Held] = {}
+
+    def _plan(self, spec: Spec) -> _Plan:
+        if id(spec) not in self._plans:
+            self._plans[id(spec)] = _Plan.of(spec)
+        return self._plans[id(spec)]
 
     def start(
         self,
@@ -131,10 +499,17 @@ class Fused:
         uniform: Address,
         lanes: int,
     ) -> dict[str, Tensor]:
-        word = uniform.words()[0].astype(np.int64)[:, None]
-        stage = np.zeros((spec.classes.size, lanes), dtype=np.int8)
-        for s in reversed(list(cumulative)):
-            stage[word < thresholds(cumulative[s].expand(1, lanes)).numpy()] = s
+        stage = np.empty((spec.agents, lanes), dtype=np.int8)
+        limits = np.array([thresholds(value.expand(lanes)).numpy() for value in cumulative.values()], dtype=np.int64)
+        ids = uniform.agents
+        _begin(
+            np.uint64(ids.first),
+            ids.listed,
+            *uniform.counter(),
+            np.array(list(cumulative), dtype=np.int8),
+            limits.reshape(len(cumulative), lanes),
+            stage,
+        )
         for s, positions in fixed.items():
             stage[positions] = s
         return {"stage": torch.from_numpy(stage)}
@@ -142,69 +517,182 @@ class Fused:
     def occupancy(self, spec: Spec, state: Mapping[str, Tensor]) -> Tensor:
         return torch.nn.functional.one_hot(state["stage"].to(torch.int64), len(spec.stages)).to(torch.float64)
 
-    def emit(self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, network: int) -> Summed:
-        place = spec.networks[network]
+    def _hold(self, spec: Spec, state: Mapping[str, Tensor]) -> _Held:
+        """What is known of this state; read from everybody unless it is the one that the last step made."""
+        known = self._known.get(id(spec))
+        if known is not None and known.stage is state["stage"]:
+            return known
+        plan = self._plan(spec)
         stage = state["stage"].numpy()
-        total = np.zeros((place.cells, stage.shape[1]), dtype=np.int64)
-        words = spec.infectivity_words[network]
-        if isinstance(place, Edges):
-            _sum_edges(stage, *place.readers_by_source, words, total)
-        else:
-            _sum_groups(stage, place.cell_of, words, total)
-        return Summed(torch.from_numpy(total))
+        counts = np.zeros((len(spec.stages), spec.class_count, stage.shape[1]), dtype=np.int64)
+        _count(stage, spec.class_of, counts)
+        totals, codes = [], []
+        for n, network in enumerate(spec.networks):
+            total = np.zeros((network.cells, stage.shape[1]), dtype=np.int64)
+            if isinstance(network, Edges):
+                _sum_edges(stage, *network.readers_by_source, plan.words[n], total)
+            else:
+                _sum_groups(stage, plan.cells[n], plan.words[n], total)
+            totals.append(total)
+            codes.append(np.zeros(total.shape, dtype=np.uint8))
+        # Only what the threads write of it is ever backed by memory.
+        changed = np.empty(stage.size, dtype=np.int64) if known is None else known.changed
+        self._known[id(spec)] = _Held(state["stage"], counts, totals, codes, changed)
+        return self._known[id(spec)]
+
+    def emit(self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, network: int) -> Summed:
+        return Summed(torch.from_numpy(self._hold(spec, state).totals[network].copy()))
 
     def advance(
         self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, shared: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        plan, held = self._plan(spec), self._hold(spec, state)
         stage = state["stage"].numpy()
         agents, lanes = stage.shape
-        blocks, offset = [], 0
-        cells = np.empty((agents, len(spec.networks)), dtype=np.int64)
-        for k, network in enumerate(spec.networks):
-            total = shared[network.name] if network.shared else decode(self.emit(spec, state, tables, k).words)
-            block = hazards(network, total, tables.sizes[network.name], tables.factors[network.name])
-            blocks.append(block.expand(network.cells, lanes))
-            cells[:, k] = network.cell_of + offset
-            offset += network.cells
-        hazard = torch.cat(blocks).contiguous().numpy()
+        count = threads() if stage.size >= _SMALL else 1
+        table, sizes, factors = self._hazards(spec, held, tables, shared, lanes)
+        self._encode(spec, plan, held, table, sizes, factors, count)
+        assert held.scale is not None
 
-        count = len(spec.stages)
-        width = max([len(edges) for edges in spec.exits.values()], default=1)
-        infection_edge, infection_scale = np.full(count, -1, dtype=np.int64), np.zeros(count)
-        for s, (edge, relative) in spec.infection.items():
-            infection_edge[s], infection_scale[s] = edge, relative
-        exit_edge = np.full((count, width), -1, dtype=np.int64)
-        exit_threshold = np.zeros((count, width, spec.class_count, lanes), dtype=np.int64)
+        # A word at or above base + reach · (sum of bytes) says that nothing happens.
+        rows = len(spec.stages) * spec.class_count
+        exit_threshold = np.zeros((*plan.exit_edge.shape, spec.class_count, lanes), dtype=np.int64)
         for s, edges in spec.exits.items():
-            for b, (edge, table) in enumerate(zip(edges, tables.cumulative[s], strict=True)):
-                exit_edge[s, b] = edge
-                exit_threshold[s, b] = thresholds(table.expand(spec.class_count, lanes)).numpy()
+            for b, cumulative in zip(range(len(edges)), tables.cumulative[s], strict=True):
+                exit_threshold[s, b] = thresholds(cumulative.expand(spec.class_count, lanes)).numpy()
+        base = np.ascontiguousarray(exit_threshold.max(axis=1).astype(np.float64).reshape(rows, lanes).T)
+        reach = (plan.infection_scale[:, None] * spec.susceptibility).reshape(rows)
+        reach = np.ascontiguousarray(held.scale[:, None] * reach * _MARGIN)
 
         after = np.empty_like(stage)
-        flows = np.zeros((len(spec.edges), spec.class_count, lanes), dtype=np.int64)
-        target = np.array([to for _, to in spec.edges], dtype=np.int64)
-        _advance(
-            stage,
-            spec.classes,
-            cells,
-            hazard,
-            spec.susceptibility,
-            tables.uniform.words()[0],
-            infection_edge,
-            infection_scale,
-            exit_edge,
-            exit_threshold,
-            target,
-            after,
-            flows,
-        )
-        counts = np.zeros((count, spec.class_count, lanes), dtype=np.int64)
-        _count(after, spec.classes, counts)
-        return {"stage": torch.from_numpy(after)}, torch.from_numpy(flows), torch.from_numpy(counts)
+        ids, counter = tables.uniform.agents, tables.uniform.counter()
+        edge = np.linspace(0, agents, count + 1).astype(np.int64)
+        flows = np.zeros((count, len(spec.edges), spec.class_count, lanes), dtype=np.int64)
+        cuts = [
+            partial(
+                _advance,
+                edge[part],
+                edge[part + 1],
+                np.uint64(ids.first),
+                ids.listed,
+                *counter,
+                stage,
+                spec.class_of,
+                len(spec.networks),
+                plan.cells,
+                _padded(held.codes, np.empty((0, 0), dtype=np.uint8)),
+                _padded(table, np.empty((0, 0))),
+                _padded(held.totals, np.empty((0, 0), dtype=np.int64)),
+                _padded(sizes, np.empty(0)),
+                factors,
+                plan.closed,
+                base,
+                reach,
+                spec.susceptibility,
+                plan.infection_edge,
+                plan.infection_scale,
+                plan.exit_edge,
+                exit_threshold,
+                plan.target,
+                plan.infectious,
+                after,
+                flows[part],
+                held.changed,
+            )
+            for part in range(count)
+        ]
+        ends = _share(cuts, count)
+        bounds = np.array([edge[:-1] * lanes, ends], dtype=np.int64).T.copy()
+        self._follow(spec, plan, held, stage, after, bounds, table, sizes, factors, count)
 
+        moved = flows.sum(axis=0)
+        for (source, to), flow in zip(spec.edges, moved, strict=True):
+            held.counts[source] -= flow
+            held.counts[to] += flow
+        held.stage = torch.from_numpy(after)
+        return {"stage": held.stage}, torch.from_numpy(moved), torch.from_numpy(held.counts.copy())
 
-@nb.njit(nogil=True, cache=True)
-def _count(stage: NDArray[np.int8], classes: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-    for i in range(stage.shape[0]):
-        for k in range(stage.shape[1]):
-            counts[stage[i, k], classes[i], k] += 1
+    def _hazards(
+        self, spec: Spec, held: _Held, tables: Tables, shared: Mapping[str, Tensor], lanes: int
+    ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], NDArray[np.float64]]:
+        """Hazards by cell for networks that are shared or mixed (few cells); sizes and factors for the others."""
+        table, sizes = [], []
+        factors = np.zeros((len(spec.networks), lanes))
+        for n, network in enumerate(spec.networks):
+            size = tables.sizes[network.name]
+            factors[n] = tables.factors[network.name].expand(lanes).numpy()
+            if network.shared or network.mixing is not None:
+                total = shared[network.name] if network.shared else Summed(torch.from_numpy(held.totals[n])).value()
+                felt = hazards(network, total, size, tables.factors[network.name])
+                table.append(np.ascontiguousarray(felt.expand(network.cells, lanes).numpy()))
+                sizes.append(np.empty(0))
+            else:
+                table.append(np.empty((0, lanes)))
+                sizes.append(np.empty(0) if size is None else size.numpy())
+        return table, sizes, factors
+
+    def _encode(
+        self,
+        spec: Spec,
+        plan: _Plan,
+        held: _Held,
+        table: Sequence[NDArray[np.float64]],
+        sizes: Sequence[NDArray[np.float64]],
+        factors: NDArray[np.float64],
+        count: int,
+    ) -> None:
+        """Bring the bytes up to date: all of them where a factor has changed, else those of the tables."""
+        lanes = factors.shape[1]
+        largest = [value.max(axis=0, initial=0.0) for value in table]
+        fits = held.scale is not None and all(bool(np.all(top <= 254.0 * held.scale)) for top in largest)
+        if held.factors is None or not fits or not np.array_equal(held.factors, factors):
+            tops = [
+                # Twice what an opened sum gives today leaves room for growth; a divided sum is at most 1 · infectivity.
+                2.0 * largest[n]
+                if value.size
+                else factors[n] * spec.infectivity[n].max(initial=0.0) * (1.0 if sizes[n].size else 4.0)
+                for n, value in enumerate(table)
+            ]
+            top = np.max(tops, axis=0, initial=0.0) if tops else np.zeros(lanes)
+            held.scale = np.where((top > 1e-300) & np.isfinite(top), top, 1.0) / 254.0
+            held.factors = factors.copy()
+            jobs = []
+            for n, network in enumerate(spec.networks):
+                if not table[n].size:
+                    for low in range(0, network.cells, 1 << 18):
+                        high = min(network.cells, low + (1 << 18))
+                        parts = (held.totals[n], sizes[n], factors[n], held.scale, plan.closed[n], held.codes[n])
+                        jobs.append(partial(_bytes_of_sums, low, high, *parts))
+            if jobs:
+                _share(jobs, count)
+        for n, value in enumerate(table):
+            if value.size:
+                _bytes_of_table(value, held.scale, held.codes[n])
+
+    def _follow(
+        self,
+        spec: Spec,
+        plan: _Plan,
+        held: _Held,
+        stage: NDArray[np.int8],
+        after: NDArray[np.int8],
+        bounds: NDArray[np.int64],
+        table: Sequence[NDArray[np.float64]],
+        sizes: Sequence[NDArray[np.float64]],
+        factors: NDArray[np.float64],
+        count: int,
+    ) -> None:
+        """Add what changed to the sums, one network per job."""
+        jobs: list[Callable[[], Any]] = []
+        moves = (stage, after, held.changed, bounds)
+        for n, network in enumerate(spec.networks):
+            words, total, code = plan.words[n], held.totals[n], held.codes[n]
+            if isinstance(network, Edges):
+                where = network.readers_by_source
+                jobs.append(partial(_follow_edges, *moves, *where, words, total, factors[n], held.scale, code))
+            else:
+                rate = np.empty(0) if table[n].size else factors[n]
+                cell, shut = plan.cells[n], plan.closed[n]
+                jobs.append(partial(_follow_groups, *moves, cell, words, total, sizes[n], rate, held.scale, shut, code))
+        if jobs:
+            _share(jobs, count)

@@ -36,7 +36,7 @@ class Reference:
         uniform: Address,
         lanes: int,
     ) -> dict[str, Tensor]:
-        agents = spec.classes.size
+        agents = spec.agents
         ones = torch.ones((agents, lanes), dtype=torch.float64)
         word = torch.from_numpy(uniform.words()[0].astype(np.int64))[:, None]
         targets = list(cumulative)

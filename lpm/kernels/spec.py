@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol as Contract
 
 import numpy as np
@@ -30,7 +31,8 @@ class Spec:
 
     Attributes:
         stages: names of all sub-stages, in order [S].
-        classes: class of each agent, for tables and records [agents].
+        agents: how many.
+        class_of: class of each agent, for tables and records [agents]; empty where there is only one class.
         class_count: number of classes, C.
         edges: (from, to) of every transition, by sub-stage [E].
         infection: sub-stage → (edge, relative susceptibility), for the stages that can be infected.
@@ -41,7 +43,8 @@ class Spec:
     """
 
     stages: tuple[str, ...]
-    classes: NDArray[np.int64]
+    agents: int
+    class_of: NDArray[np.int16]
     class_count: int
     edges: tuple[tuple[int, int], ...]
     infection: Mapping[int, tuple[int, float]]
@@ -49,6 +52,11 @@ class Spec:
     susceptibility: NDArray[np.float64]
     networks: tuple[Network, ...]
     infectivity: NDArray[np.float64]
+
+    @cached_property
+    def classes(self) -> NDArray[np.int64]:
+        """Class of each agent, written out [agents]."""
+        return self.class_of.astype(np.int64) if self.class_of.size else np.zeros(self.agents, dtype=np.int64)
 
     @property
     def infectivity_words(self) -> NDArray[np.int64]:

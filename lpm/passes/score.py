@@ -56,7 +56,7 @@ def components(model: Model) -> NDArray[np.int64]:
             if isinstance(network, Groups) and network.outsiders:
                 member = member[cell > 0]
             rows.append(member)
-            columns.append(nodes + cell[member])
+            columns.append(nodes + cell[member].astype(np.int64))
             nodes += network.cells
     row, column = np.concatenate(rows), np.concatenate(columns)
     graph = coo_array((np.ones(len(row), dtype=np.int8), (row, column)), shape=(nodes, nodes))

@@ -77,7 +77,7 @@ def _clusters(local: Sequence[Network], agents: int) -> NDArray[np.int64]:
         assert isinstance(network, Groups)
         inside = np.flatnonzero(network.cell_of > 0) if network.outsiders else np.arange(network.agents)
         sources.append(inside)
-        targets.append(network.cell_of[inside] + nodes)
+        targets.append(network.cell_of[inside].astype(np.int64) + nodes)
         if network.mixing is not None:
             first, second = np.nonzero(np.asarray(network.mixing))
             sources.append(first + nodes)
@@ -103,7 +103,7 @@ def _deal(cluster: NDArray[np.int64], networks: Sequence[Network], ranks: int) -
         return None
     first = np.unique(cluster, return_index=True)[1]
     shared = sorted((n for n in networks if n.shared), key=lambda n: (n.cells, n.name))
-    order = np.lexsort([first, *(n.cell_of[first] for n in reversed(shared))])
+    order = np.lexsort([first, *(n.cell_of[first].astype(np.int64) for n in reversed(shared))])
     reached = np.cumsum(sizes[order])
     middle = 2 * reached - sizes[order]  # twice the number of agents up to the middle of each cluster
     rank = np.empty(sizes.size, dtype=np.int32)

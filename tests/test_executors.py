@@ -1,0 +1,129 @@
+"""One contract, every executor: the same integers to the bit for any model the spec allows, thread count and order."""
+
+import numpy as np
+import pytest
+
+import lpm
+from lpm.kernels import cpu
+from lpm.simulation import Keeper, run
+
+AGENTS, STEPS = 240, 12
+
+
+def _stages(rng: np.random.Generator, classes: int) -> dict:
+    """A random stage graph with branching, Erlang sub-stages, waning and several susceptible stages."""
+    share = rng.uniform(0.1, 0.9, classes)
+    infectious: dict = {"P": 1.0, "A": float(rng.uniform(0.1, 1)), "I": {"home": 0.7, "default": 0.3}}
+    progression = {
+        "E": lpm.leave(mean_days=float(rng.uniform(3, 5)), to={"P": share, "A": None}),
+        "P": lpm.leave(rate=0.5, to={"I": 0.6, "R": 0.1, "D": None}),
+        "A -> R": lpm.leave(probability=0.3),
+        "I -> R": 0.4,
+    }
+    if rng.random() < 0.5:
+        progression["R -> S"] = 0.2
+    return {
+        "stages": f"S V E*{rng.integers(1, 4)} P A I R D",
+        "infection": {"S -> E": 1.0, "V -> E": float(rng.uniform(0, 0.5))},
+        "infectious": infectious,
+        "progression": progression,
+        "initial": {"E": lpm.Parameter("initial", prior="beta(1, 9)"), "V": 0.2, "P": np.arange(3) * 7},
+        "susceptibility": rng.uniform(0.3, 2.0, classes),
+        "classes": "class" if classes > 1 else None,
+    }
+
+
+def _model(number: int, order: np.ndarray | None = None) -> lpm.Model:
+    """Random spec `number`, its agents stored in another order if one is given."""
+    rng = np.random.default_rng(number)
+    classes = int(rng.integers(1, 4))
+    order = np.arange(AGENTS) if order is None else order
+    place = np.argsort(order)
+    label = np.sort(rng.integers(0, 80, AGENTS))
+    team = rng.integers(-20, 30, AGENTS) * int(rng.integers(1, 1000))  # those below 0 are in none
+    pairs = rng.integers(0, AGENTS, (300, 2))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    cell, mixed = rng.integers(0, 5, AGENTS), rng.integers(0, 4, AGENTS)
+    class_of = rng.integers(0, classes, AGENTS)
+    networks = [
+        lpm.Groups("home", label[order], normalise=str(rng.choice(["size", "none"]))),
+        lpm.Groups("team", team[order], normalise=str(rng.choice(["size", "none"]))),
+        lpm.Edges("web", place[pairs], agents_in_all=AGENTS, directed=bool(rng.random() < 0.5)),
+        lpm.Groups("city", cell[order], groups=5, shared=True, mixing=rng.uniform(0, 0.6, (5, 5)) * (cell[:5] > 0)),
+        lpm.Groups("bloc", mixed[order], mixing=rng.uniform(0, 0.6, (4, 4)), normalise="none"),
+    ]
+    used = [networks[0], *(network for network in networks[1:] if rng.random() < 0.6)]
+    graph = _stages(rng, classes)
+    graph["initial"]["P"] = place[graph["initial"]["P"]]
+    heat = lpm.Parameter("heat", prior="lognormal(0, 1)")
+    over = {n.name: heat * float(rng.uniform(0.1, 0.6)) * (0.03 if n.normalise == "none" else 1.0) for n in used}
+    ids = (order + 2**62) if number % 2 else (order * 3 + 1)
+    return lpm.Model(
+        lpm.Population(AGENTS, ids=ids.astype(np.uint64), attributes={"class": class_of[order]}),
+        used,
+        [lpm.Contagion(over=over, **graph)],
+        outputs={
+            "new": lpm.flow("S -> E"),
+            "dead": lpm.flow("P -> D"),
+            "ill": lpm.count("P A I"),
+            "well": lpm.count("S R"),
+        },
+        class_counts={"class": classes},
+    )
+
+
+def _theta(model: lpm.Model, lanes: int) -> np.ndarray:
+    value = {"heat": np.linspace(0.5, 6.0, lanes), "initial": np.linspace(0.02, 0.2, lanes)}
+    return np.stack([value[p.name] for p in model.parameters], axis=1)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_any_spec_gives_the_same_bits(number, monkeypatch):
+    lanes = 1 + number % 3
+    model = _model(number)
+    theta = _theta(model, lanes)
+    reference = run(model, theta, steps=STEPS, seed=number, executor="reference").words
+    assert reference[:, 0].any() and reference[-1, 2:].any()
+    monkeypatch.setattr(cpu, "_SMALL", 0)
+    shuffled = _model(number, np.random.default_rng(9).permutation(AGENTS))
+    for count, people in (("1", model), ("2", model), ("3", shuffled)):
+        monkeypatch.setenv("NUMBA_NUM_THREADS", count)
+        fused = run(people, theta, steps=STEPS, seed=number)
+        assert fused.executor == "cpu"
+        assert np.array_equal(fused.words, reference), (number, count)
+
+
+def test_a_resumed_run_reads_the_state_afresh():
+    model, states = _model(3), []
+    theta = _theta(model, 2)
+    whole = run(model, theta, steps=STEPS, seed=4, keeper=Keeper(5, states.append))
+    again = run(model, theta, steps=STEPS, seed=4, keeper=Keeper(0, found=states[0]))
+    assert np.array_equal(whole.words, again.words)
+
+
+def test_factors_that_change_from_day_to_day_agree():
+    city = lpm.Groups("city", np.arange(AGENTS) % 7)
+    sir = lpm.Contagion(
+        "S I R", "S -> I", {"I": 1.0}, over={"city": 0.9}, progression={"I -> R": 0.1}, initial={"I": np.arange(14)}
+    )
+    gone = lpm.Event(when=lpm.on_date("2020-03-22"), effect=lpm.scale("city", by=0.3), lasts=3)
+    start = np.datetime64("2020-03-20").astype(object)
+    model = lpm.Model(lpm.Population(AGENTS), [city], [gone, sir], outputs={"new": lpm.flow("S -> I")}, start=start)
+    words = [run(model, np.zeros((1, 0)), steps=9, seed=2, executor=name).words for name in ("reference", "cpu")]
+    assert np.array_equal(*words) and words[0].any()
+
+
+def test_whoever_is_infected_while_infectious_is_left_to_the_reference():
+    again = lpm.Contagion(
+        "S I J", {"S -> I": 1.0, "I -> J": 0.5}, {"I": 1.0}, over={"home": 0.8}, initial={"I": np.arange(9)}
+    )
+    home = lpm.Groups("home", np.arange(AGENTS) // 4)
+    model = lpm.Model(lpm.Population(AGENTS), [home], [again], outputs={"new": lpm.flow("S -> I")})
+    assert run(model, np.zeros((1, 0)), steps=3, seed=1).executor == "reference"
+
+
+@pytest.mark.parametrize("wanted", ["0", "many"])
+def test_the_number_of_threads_is_a_whole_number(wanted, monkeypatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", wanted)
+    with pytest.raises(lpm.errors.InputError, match=f"NUMBA_NUM_THREADS is '{wanted}'"):
+        cpu.threads()
