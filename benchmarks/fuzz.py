@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import copy
 import json
 import logging
 import math
@@ -35,8 +36,12 @@ import psutil
 from lpm.control_stream import Frame, _take_frames
 from lpm.errors import LpmError
 from lpm.privacy.composition import RoundComposer
+from lpm.privacy.dropout import DroppableParty
+from lpm.privacy.masked_engine import MaskedSum
+from lpm.privacy.memory_channel import witnesses
+from lpm.privacy.recovery import DroppableRounds
 from lpm.privacy.sealing import SealedRounds, SessionKeys
-from lpm.privacy.secure_sum import Channel, Flags, Header, Opening, Parcel, Round
+from lpm.privacy.secure_sum import Channel, Flags, Header, Opening, Parcel, Round, Stage
 from lpm.protocol.identity import COORDINATOR, Identity, load_identity, make_local_authority
 from lpm.protocol.manifest import Manifest, Terms, hello_message
 from lpm.protocol.messages import (
@@ -49,6 +54,8 @@ from lpm.protocol.messages import (
     Release,
     Reply,
     Share,
+    StageMessage,
+    StageReply,
     Task,
     TaskMessage,
     Welcome,
@@ -234,6 +241,12 @@ class _Pipe(Channel):
     def exchange(self, header: Header, bodies: Sequence[bytes]) -> Sequence[Parcel]:
         return self.answer(header, bodies)
 
+    def combine(self, header: Header, body: bytes) -> bytes | memoryview:
+        return self.answer(header, [body])[0].body
+
+    def converse(self, header: Header, stage: Stage, parts: Sequence[bytes]) -> Sequence[bytes]:
+        raise LpmError("No round that can lose parties goes over this channel.")
+
     def deliver(self, header: Header, body: bytes) -> None:
         self.answer(header, [body])
 
@@ -316,6 +329,9 @@ class Honest:
             Share(Header(address, Opening.PARTIES, 6, digest, False, "no"), ()),
         ]
         self.up += [share.encode() for share in shares]
+        staged = Header(Round(3, -2, "loss", 0, task.digest), Opening.COORDINATOR, 7, digest)
+        self.up += [StageMessage(staged, stage, (words, words)).encode() for stage in Stage]
+        self.down += [StageReply(staged.round, stage, (words, words)).encode() for stage in Stage]
         self.up += [Done(0).encode(), Done(0, release).encode(), Leave("bye").encode(), Refused("no").encode()]
         self.down += [TaskMessage(0, task).encode(), Reply(address, (Parcel(4, words), Parcel(4, words))).encode()]
         self.down += [Lost("queens", "gone").encode(), Refused("no").encode(), Reply(address).encode()]
@@ -462,6 +478,77 @@ def _round(session: Honest, mutator: Mutator) -> Callable[[], None]:
     return once
 
 
+def _masked(session: Honest, mutator: Mutator) -> Callable[[], None]:
+    """What a coordinator may answer a party of the masked engine: sums that are altered, too long, too short."""
+    pipe = _Pipe(0, len(PARTIES))
+    words = np.full(3, _MARK, dtype=np.int64)
+    state = {"number": 0, "sum": MaskedSum(session.keys[0], pipe)}
+    pipe.answer = lambda header, bodies: [Parcel(0, mutator.frame(bytes(bodies[0])))]
+
+    def once() -> None:
+        state["number"] += 1
+        if state["number"] % 1000 == 0:
+            state["sum"] = MaskedSum(session.keys[0], pipe)
+        state["sum"].open_to_parties(Round(0, state["number"], "city", 0, bytes(32)), words, Flags(b"environment"))
+
+    return once
+
+
+def _droppable(session: Honest, mutator: Mutator) -> Callable[[], None]:
+    """Rounds that can lose parties: what parties may send the coordinator in each stage, and it may answer them."""
+    identities = witnesses(len(PARTIES))
+    rounds = DroppableRounds(PARTIES, session.keys[0].binding, identities[0].require)
+    header = Header(Round(0, 0, "loss", 0, bytes(32)), Opening.COORDINATOR, 0, bytes(32))
+    words = np.full(3, _MARK).view(np.uint64)
+    parties = [
+        DroppableParty(keys, identity, header, words, lambda survivors: None)
+        for keys, identity in zip(session.keys, identities, strict=True)
+    ]
+    sent = {place: (party.stage, party.begin()) for place, party in enumerate(parties)}
+    up: list[tuple[DroppableRounds, int, Stage, list[bytes]]] = []
+    down: list[tuple[dict[str, Any], list[bytes]]] = []
+    while sent:
+        answers: dict[int, list[bytes]] = {}
+        for place, (stage, parts) in sent.items():
+            up.append((copy.deepcopy(rounds), place, stage, list(map(bytes, parts))))
+            step = rounds.receive(place, header, stage, parts)
+            answers |= {} if step is None else step.answers
+        sent = {}
+        for place, parts in answers.items():
+            if place == 0:
+                down.append((_state(parties[0]), list(map(bytes, parts))))
+            if (following := parties[place].receive(parts)) is not None:
+                sent[place] = following
+
+    def altered(parts: list[bytes]) -> list[bytes]:
+        how, at = mutator.random.randrange(6), mutator.random.randrange(max(len(parts), 1))
+        if how == 0:
+            return parts[:at]
+        if how == 1:
+            return [*parts, mutator.random.randbytes(32)]
+        if how == 2:
+            return parts[::-1]
+        return [mutator.frame(part) if k == at else part for k, part in enumerate(parts)]
+
+    def once() -> None:
+        if mutator.random.random() < 0.5:
+            before, place, stage, parts = mutator.random.choice(up)
+            if mutator.random.random() < 0.2:
+                stage = mutator.random.choice(list(Stage))
+            copy.deepcopy(before).receive(place, header, stage, altered(parts))
+        else:
+            state, parts = mutator.random.choice(down)
+            party = DroppableParty.__new__(DroppableParty)
+            vars(party).update({k: dict(v) if isinstance(v, dict) else v for k, v in state.items()})
+            party.receive(altered(parts))
+
+    return once
+
+
+def _state(party: DroppableParty) -> dict[str, Any]:
+    return {k: dict(v) if isinstance(v, dict) else v for k, v in vars(party).items()}
+
+
 def _relay(session: Honest, mutator: Mutator) -> Callable[[], None]:
     """Frames as the coordinator's streams hand them to its session."""
     from server.relay import CoordinatorSession
@@ -520,6 +607,8 @@ MACHINES: Mapping[str, tuple[Callable[[Honest, Mutator], Callable[[], None]], st
     "party": (_party, "down"),
     "coordinator": (_coordinator, "up"),
     "round": (_round, "both"),
+    "masked": (_masked, "both"),
+    "droppable": (_droppable, "both"),
     "relay": (_relay, "up"),
     "control": (_control, "both"),
 }

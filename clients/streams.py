@@ -22,6 +22,7 @@ import grpc.aio
 from clients.config import ClientConfig, own_folder
 from lpm.errors import InputError, LpmError, PeerLost, PolicyRefused, SessionRefused
 from lpm.privacy import load_engine, make_engine
+from lpm.privacy.dealer import LABEL
 from lpm.privacy.dropout import dropout_note
 from lpm.privacy.secure_sum import Channel, Header, Parcel, SecureSum, Stage
 from lpm.protocol.identity import COORDINATOR, Identity, load_identity
@@ -351,7 +352,11 @@ class PartySession:
             keys, terms = self._machine.keys, self.manifest.terms
             assert keys is not None
             channel = _StreamChannel(self, keys.me, keys.parties, terms.deadline_seconds + _GRACE_SECONDS)
-            self._sum = make_engine(terms.sharing, keys, channel, terms.droppable, self._machine.witness())
+            self._sum = make_engine(
+                terms.sharing, keys, channel, terms.droppable, self._machine.witness(), terms.thresholds
+            )
+            if terms.thresholds:
+                _log.warning("Weaker: %s.", LABEL)
             if terms.sharing == "masked":
                 _log.info("%s", dropout_note(keys.parties, terms.droppable))
         except BaseException:

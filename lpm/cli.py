@@ -277,7 +277,9 @@ def federate(
         ),
     ] = None,
     simulate_only: Annotated[bool, typer.Option("--simulate-only", help="One simulation, no calibration.")] = False,
-    sharing: Annotated[str, typer.Option(metavar="crypten|masked", help="The engine of the secure sum.")] = "crypten",
+    sharing: Annotated[
+        str | None, typer.Option(metavar="crypten|masked", help="The engine of the secure sum; else the scenario's.")
+    ] = None,
     control: Annotated[
         str, typer.Option(metavar="flower|streams", help="A SuperLink and SuperNodes, or plain streams.")
     ] = "flower",

@@ -395,6 +395,7 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
     if options.steps is not None:
         # Both sides apply it as a setting, so that their scenarios have the same hash.
         options = options.with_(steps=None, settings=dict(options.settings) | {"scenario.steps": str(options.steps)})
+    options = options.with_(sharing=options.sharing or scenario.federation.sharing)
     code = launch.federate(options, run.path, scenario.institutions, resume=resume)
     if code:
         raise SystemExit(code)

@@ -223,7 +223,7 @@ class _Federation:
         options = self._options
         data, control = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         shared = ["--out", str(self._out), "--control", options.control, "--control-address", control]
-        shared += ["--sharing", options.sharing]
+        shared += ["--sharing", options.sharing or "crypten"]
         for flag in ("agents", "seed", "checkpoint_every"):
             if (value := getattr(options, flag)) is not None:
                 shared += [f"--{flag.replace('_', '-')}", str(value)]

@@ -53,7 +53,7 @@ class Options:
         parties: how many parties the institutions of the scenario are spread over.
         processes: how many processes the parties share (None: one each, where the machine can hold them).
         simulate_only: run one federated simulation and no calibration.
-        sharing: one of `SHARINGS`.
+        sharing: one of `SHARINGS` (None: as the scenario says).
         control: one of `CONTROLS`.
         keys: the key folder (None: local keys are made in the run's directory).
         checkpoint_every: steps between two checkpoints of a simulation.
@@ -85,7 +85,7 @@ class Options:
     parties: int | None = None
     processes: int | None = None
     simulate_only: bool = False
-    sharing: str = "crypten"
+    sharing: str | None = None
     control: str = "flower"
     keys: Path | None = None
     checkpoint_every: int | None = None
@@ -133,7 +133,8 @@ class Options:
         _require_whole("seeds", self.seeds, 2)
         object.__setattr__(self, "targets", tuple(self.targets))
         object.__setattr__(self, "estimators", tuple(self.estimators))
-        _require_one_of("sharing", self.sharing, SHARINGS)
+        if self.sharing is not None:
+            _require_one_of("sharing", self.sharing, SHARINGS)
         _require_one_of("control", self.control, CONTROLS)
         if self.keys is not None and not self.keys.is_dir():
             raise InputError(f"`--keys` is {self.keys}: a folder made by `lpm keys local DIR --parties a,b,c`.")

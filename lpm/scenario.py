@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.errors import InputError
-from lpm.options import GRADIENTS, require_known
+from lpm.options import GRADIENTS, SHARINGS, require_known
 from lpm.parameters import Parameter
 from lpm.privacy.dp import Mechanism
 
@@ -104,11 +104,13 @@ class Federation:
         fraction_bits: of fixed-point words where no exponent says otherwise.
         deadline_seconds: how long a round waits for its last party.
         resolution_days: days of an output that are opened to the coordinator as one sum.
+        sharing: the engine of the secure sum.
     """
 
     fraction_bits: int = 32
     deadline_seconds: float = 30.0
     resolution_days: int = 1
+    sharing: str = "crypten"
 
 
 @dataclass(frozen=True)
@@ -326,6 +328,8 @@ class Scenario:
             raise InputError(f"scenario.held_out is {self.held_out}: fewer than the {self.steps} steps.")
         if self.gradient.estimator not in GRADIENTS:
             raise InputError(f"gradient.estimator is {self.gradient.estimator!r}: one of {', '.join(GRADIENTS)}.")
+        if self.federation.sharing not in SHARINGS:
+            raise InputError(f"federation.sharing is {self.federation.sharing!r}: one of {', '.join(SHARINGS)}.")
         if not 0 < self.gradient.step < 1:
             raise InputError(f"gradient.step is {self.gradient.step}: between 0 and 1.")
         if not 0 < self.calibration.weight < math.inf:
@@ -500,7 +504,7 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
             path,
             tree,
             "federation",
-            {"fraction_bits": int, "deadline_seconds": float, "resolution_days": int},
+            {"fraction_bits": int, "deadline_seconds": float, "resolution_days": int, "sharing": str},
             dataclasses.asdict(Federation()),
         )
     )

@@ -52,7 +52,7 @@ def test_malformed_frames_are_refused_and_nothing_else(session: Any, machine: st
     assert outcome.frames == FRAMES
     # The harness reaches the machine: most frames are refused, by a typed error, and some are taken.
     assert sum(outcome.refused.values()) > FRAMES / 2
-    assert outcome.accepted > 0
+    assert outcome.accepted > 0 or machine == "masked"  # whose checksum no altered sum passes
     assert outcome.growth_mib < 16
 
 

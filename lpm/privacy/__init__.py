@@ -57,6 +57,7 @@ def make_engine(
     channel: Channel,
     droppable: Collection[str] = (),
     witness: Witness | None = None,
+    thresholds: Collection[str] = (),
 ) -> SecureSum:
     """The engine of that name, for one party of one session.
 
@@ -66,6 +67,7 @@ def make_engine(
         channel: its way to the others.
         droppable: tensors whose rounds can lose parties, as the manifest marks them.
         witness: the identities behind the roster, for those rounds.
+        thresholds: tensors whose cells are opened above a threshold only, as the manifest lists them.
 
     Returns:
         The party's secure sum.
@@ -86,4 +88,4 @@ def make_engine(
         )
     from lpm.privacy.crypten_engine import CrypTenSum  # CrypTen costs a second and 200 MB: only who sums pays
 
-    return CrypTenSum(keys, channel)
+    return CrypTenSum(keys, channel, thresholds)

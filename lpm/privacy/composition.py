@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.errors import RoundRefused, SessionRefused
+from lpm.privacy.dealer import deal
 from lpm.privacy.secure_sum import Header, Opening, Parcel, Round
 
 __all__ = ["Composed", "RoundComposer"]
@@ -117,6 +118,8 @@ class RoundComposer:
         if rescale or abort or diverged:
             refusal = RoundRefused(rescale=rescale, diverged=diverged, abort=abort)
             return Composed(first.round, first.opening, refusal)
+        if first.opening == Opening.DEALT:
+            return self._deal(first, [pending.bodies[i][0] for i in range(self._parties)])
         if first.opening != Opening.PARTIES:
             return self._add_up(first, [pending.bodies[i][0] for i in range(self._parties)])
         parcels = [
@@ -129,6 +132,13 @@ class RoundComposer:
             for to in range(self._parties)
         ]
         return Composed(first.round, first.opening, parcels=parcels)
+
+    def _deal(self, header: Header, requests: Sequence[bytes | memoryview]) -> Composed:
+        if any(bytes(each) != bytes(requests[0]) for each in requests):
+            refusal = RoundRefused(abort=f"the parties ask the dealer for different things in {header.round.tensor!r}")
+            return Composed(header.round, header.opening, refusal)
+        shares = deal(requests[0], self._parties)
+        return Composed(header.round, header.opening, parcels=[[Parcel(0, share)] for share in shares])
 
     def _add_up(self, header: Header, shares: Sequence[bytes | memoryview]) -> Composed:
         if len(shares[0]) % 8:

@@ -6,6 +6,10 @@ on `torch.distributed` and would let everybody connect to everybody. And its zer
 (`masks`). Each private tensor is already an additive share of the total, so no message precedes the opening.
 Everything stays integer (precision 0): the default precision would pass through float32.
 
+Beyond sums it computes on shares for one purpose, the **threshold opening**: a cell is opened if enough people and
+enough institutions stand behind it, by (count ≥ k)·sum, so that a small cell is never opened to anybody. Its triples
+come from the coordinator as dealer, which is a weaker trust than that of a sum (`dealer`).
+
 Source: Knott et al. 2021, CrypTen; eq. 9–10 of the paper for the sums.
 """
 
@@ -16,10 +20,10 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from lpm.errors import InputError, LpmError
+from lpm.privacy.dealer import Deal, read_dealt, request
 from lpm.privacy.masks import zero_share, zero_share_xor
 from lpm.privacy.sealing import SealedRounds, SessionKeys
 from lpm.privacy.secure_sum import Channel, Consent, Flags, Header, Opening, Round, SecureSum, require_enough
@@ -43,12 +48,30 @@ class _Scope:
     rounds: SealedRounds
     header: Header
     zero_shares: int = 0
+    flags: Flags | None = None
+    openings: int = 0
 
     def context(self, purpose: bytes) -> bytes:
         """A context no other zero share has: rounds differ, and calls within a round are numbered."""
         context = self.rounds.context(self.header.round) + purpose + self.zero_shares.to_bytes(4, "little")
         self.zero_shares += 1
         return context
+
+    def advance(self, opening: Opening) -> None:
+        """Where shares are computed on, each opening is a round of its own, numbered in the tensor's name."""
+        if self.flags is None:
+            return
+        base = self.header.round.tensor.partition("~")[0]
+        round = replace(self.header.round, tensor=f"{base}~{self.openings}")
+        self.header = self.rounds.begin(round, opening, self.flags)
+        self.openings += 1
+
+    def dealt(self, what: Deal, shape: tuple[int, ...]) -> list[torch.Tensor]:
+        """The party's shares of what the coordinator deals, in a shape."""
+        self.advance(Opening.DEALT)
+        count = int(np.prod(shape, dtype=np.int64))
+        answer = self.rounds.ask(self.header, request(what, count))
+        return [torch.from_numpy(part).reshape(shape) for part in read_dealt(what, count, answer)]
 
     # The calls CrypTen makes on its communicator, under its names.
 
@@ -58,15 +81,17 @@ class _Scope:
     def get_world_size(self) -> int:
         return self.keys.parties
 
-    def all_reduce(self, share: torch.Tensor | list[torch.Tensor], batched: bool = False) -> Any:
+    def all_reduce(self, share: torch.Tensor | list[torch.Tensor], op: Any = None, batched: bool = False) -> Any:
         if batched:
-            flat = self.all_reduce(torch.cat([each.reshape(-1) for each in share]))
+            flat = self.all_reduce(torch.cat([each.reshape(-1) for each in share]), op)
             parts = torch.split(flat, [each.numel() for each in share])
             return [part.reshape(each.shape) for part, each in zip(parts, share, strict=True)]
         assert isinstance(share, torch.Tensor)
+        self.advance(Opening.PARTIES)
         total = share.contiguous().numpy().view(np.uint64).copy()
+        add = np.bitwise_xor if op == torch.distributed.ReduceOp.BXOR else np.add
         for payload in self.rounds.to_parties(self.header, words_to_bytes(total.view(np.int64))):
-            total += np.frombuffer(payload, dtype="<u8").reshape(total.shape)
+            add(total, np.frombuffer(payload, dtype="<u8").reshape(total.shape), out=total)
         return torch.from_numpy(total.view(np.int64))
 
     def reduce(self, share: torch.Tensor, dst: int, batched: bool = False) -> None:
@@ -124,6 +149,7 @@ def _load() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its syntax, when it is first compiled; nothing a user can act on
             import crypten.communicator
+            import crypten.mpc
             from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor
     except ModuleNotFoundError as missing:
         raise LpmError(
@@ -145,6 +171,29 @@ def _load() -> Any:
 
     # `crypten.init` is never called: it would set up torch.distributed and generators with default seeds, whose zero
     # shares are all zero.
+    class Dealt:
+        """Triples from the coordinator; CrypTen's own default lets the first party make, and so know, all of them."""
+
+        def generate_additive_triple(self, size0: Any, size1: Any, op: str, device: Any = None) -> Any:
+            if op != "mul" or size0 != size1:
+                raise LpmError(f"The dealer deals products of equal shapes, not {op} of {size0} and {size1}.")
+            parts = _scope().dealt(Deal.PRODUCT, tuple(size0))
+            return [ArithmeticSharedTensor.from_shares(part, precision=0) for part in parts]
+
+        def generate_binary_triple(self, size0: Any, size1: Any, device: Any = None) -> Any:
+            if size0 != size1:
+                raise LpmError(f"The dealer deals conjunctions of equal shapes, not of {size0} and {size1}.")
+            parts = _scope().dealt(Deal.CONJUNCTION, tuple(size0))
+            return [BinarySharedTensor.from_shares(part, precision=0) for part in parts]
+
+        def B2A_rng(self, size: Any, device: Any = None) -> Any:
+            added, exclusive = _scope().dealt(Deal.BIT, tuple(size))
+            return (
+                ArithmeticSharedTensor.from_shares(added, precision=0),
+                BinarySharedTensor.from_shares(exclusive, precision=0),
+            )
+
+    crypten.mpc.get_default_provider = Dealt
     crypten.communicator.get = _scope
     crypten.communicator.is_initialized = lambda: _SCOPE.get(None) is not None
     ArithmeticSharedTensor.PRZS = staticmethod(arithmetic_zero)
@@ -158,17 +207,19 @@ class CrypTenSum(SecureSum):
     Args:
         keys: the party's keys of this session.
         channel: its way to the others.
+        thresholds: tensors whose cells are opened above a threshold only, as the manifest lists them.
 
     Raises:
         InputError: for fewer than three parties.
         LpmError: if CrypTen is not installed.
     """
 
-    def __init__(self, keys: SessionKeys, channel: Channel) -> None:
+    def __init__(self, keys: SessionKeys, channel: Channel, thresholds: Collection[str] = ()) -> None:
         require_enough(keys.parties)
         self.parties = keys.parties
         self.me = keys.me
         self._keys = keys
+        self._thresholds = frozenset(thresholds)
         self._rounds = SealedRounds(keys, channel)
         self._tensor = load_crypten()
 
@@ -191,6 +242,55 @@ class CrypTenSum(SecureSum):
         scope = _Scope(self._keys, self._rounds, self._rounds.begin(round, Opening.COORDINATOR, flags))
         with _within(scope):
             self._share(words, flags).reveal(dst=self.parties)
+
+    def open_if_enough(
+        self,
+        round: Round,
+        words: NDArray[np.int64],
+        people: NDArray[np.int64],
+        flags: Flags,
+        *,
+        fewest_people: int,
+        fewest_institutions: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """See `SecureSum.open_if_enough`.
+
+        Source: DESIGN's (count ≥ k)·sum: the signs of count − k by a binary addition on shares, exact at precision 0.
+        """
+        if round.tensor not in self._thresholds:
+            raise InputError(f"The manifest does not list {round.tensor!r} among the cells opened above a threshold.")
+        if words.ndim != 2 or people.shape != words.shape[:1]:
+            raise InputError(f"Cells have the shape {words.shape}, people {people.shape}: cells × words, and cells.")
+        self.open_to_parties(
+            round, words[:0], flags
+        )  # nothing yet but flags and digests: here it is called off for all
+        shared = replace(round, tensor=f"{round.tensor}~shared")
+        scope = _Scope(self._keys, self._rounds, self._rounds.begin(shared, Opening.PARTIES, flags), flags=flags)
+        from crypten.mpc.primitives.beaver import mul
+
+        with _within(scope):
+            gate = self._enough(people, fewest_people, fewest_institutions)
+            sums = self._share(words, flags)
+            gated = mul(gate.reshape(-1, 1).expand(*words.shape), sums)
+            both = self._tensor.reveal_batch([gate, gated])
+        return both[1].numpy(), both[0].numpy().astype(bool)
+
+    def _enough(self, people: NDArray[np.int64], fewest_people: int, fewest_institutions: int) -> Any:
+        """1 for each cell that enough people and institutions stand behind, else 0, shared by addition [cells]."""
+        from crypten.mpc.primitives.beaver import B2A_single_bit
+        from crypten.mpc.primitives.converters import _A2B
+
+        flags = Flags()
+        short = torch.stack(
+            [
+                self._share(people, flags).share - (fewest_people if self.me == 0 else 0),
+                self._share((people > 0).astype(np.int64), flags).share - (fewest_institutions if self.me == 0 else 0),
+            ]
+        )
+        sign = _A2B(self._tensor.from_shares(short, precision=0))
+        sign.share = (sign.share >> 63) & 1
+        enough = sign ^ 1
+        return B2A_single_bit(enough[0] & enough[1])
 
     def _share(self, words: NDArray[np.int64], flags: Flags) -> Any:
         if words.dtype != np.int64:

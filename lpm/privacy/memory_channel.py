@@ -212,8 +212,11 @@ class _MemoryChannel(Channel):
         return self._hub.answer(self.me, header, bodies).parcels[self.me]
 
     def combine(self, header: Header, body: bytes) -> bytes:
+        composed = self._hub.answer(self.me, header, [body] if not header.raised else [])
+        if header.opening == Opening.DEALT:
+            return bytes(composed.parcels[self.me][0].body)
         assert header.opening == Opening.PARTIES_BY_SUM
-        return self._hub.answer(self.me, header, [body] if not header.raised else []).masked
+        return composed.masked
 
     def converse(self, header: Header, stage: Stage, parts: Sequence[bytes]) -> Sequence[bytes]:
         return self._hub.converse(self.me, header, stage, parts)
@@ -246,7 +249,7 @@ def session_keys(parties: int, binding: bytes = bytes(32)) -> list[SessionKeys]:
 
 
 def in_memory_sums(
-    parties: int, engine: str = "crypten", droppable: Collection[str] = ()
+    parties: int, engine: str = "crypten", droppable: Collection[str] = (), thresholds: Collection[str] = ()
 ) -> tuple[MemoryHub, list[SecureSum]]:
     """Engines of n parties that meet in memory, one for each of n threads.
 
@@ -254,6 +257,7 @@ def in_memory_sums(
         parties: how many, at least 3.
         engine: one of `lpm.privacy.ENGINES`.
         droppable: tensors whose rounds can lose parties.
+        thresholds: tensors whose cells are opened above a threshold only.
 
     Returns:
         The hub, which keeps what is opened to the coordinator, and each party's secure sum.
@@ -265,6 +269,6 @@ def in_memory_sums(
     identities = witnesses(parties)
     hub = MemoryHub(parties, witness=identities[0])
     return hub, [
-        make_engine(engine, keys, channel, droppable, witness)
+        make_engine(engine, keys, channel, droppable, witness, thresholds)
         for keys, channel, witness in zip(session_keys(parties), hub.channels(), identities, strict=True)
     ]

@@ -266,9 +266,7 @@ class SealedRounds:
         others = self._keys.others
         about = header.round.context() + header.digest
         bodies = (
-            []
-            if header.raised
-            else [self._keys.seal(to, Kind.SHARE, header.sequence, about, payload) for to in others]
+            [] if header.raised else [self._keys.seal(to, Kind.SHARE, header.sequence, about, payload) for to in others]
         )
         parcels: Sequence[Parcel] = self._channel.exchange(header, bodies)
         if header.raised or len(parcels) != len(others):
@@ -303,6 +301,22 @@ class SealedRounds:
         if header.raised or len(total) != len(payload):
             raise SessionRefused("The coordinator answered a round that this party had called off, or cut it short.")
         return total
+
+    def ask(self, header: Header, body: bytes) -> bytes | memoryview:
+        """Ask the coordinator, with everybody, for this party's share of something random.
+
+        Args:
+            header: from `begin`.
+            body: the request, the same at all parties.
+
+        Returns:
+            What was dealt to this party.
+
+        Raises:
+            RoundRefused: at every party if any raised a flag or asked for something else, or the digests differ.
+            PeerLost: naming who went away.
+        """
+        return self._channel.combine(header, body)
 
     def stage(self, header: Header, stage: Stage, parts: Sequence[bytes]) -> Sequence[bytes]:
         """Send one message of a droppable round and take the answer.

@@ -124,6 +124,8 @@ class Opening(enum.IntEnum):
     """To the coordinator, which adds up masked words."""
     PARTIES_BY_SUM = 3
     """To the parties: the coordinator adds up masked words and hands all the sum, under a mask it can't take off."""
+    DEALT = 4
+    """To nobody: the coordinator deals each party its share of something random (`lpm.privacy.dealer`)."""
 
 
 class Stage(enum.IntEnum):
@@ -293,3 +295,36 @@ class SecureSum(ABC):
             RoundRefused: at every party if any asked for another scale or to abort, or the digests differ.
             PeerLost: naming who went away.
         """
+
+    def open_if_enough(
+        self,
+        round: Round,
+        words: NDArray[np.int64],
+        people: NDArray[np.int64],
+        flags: Flags,
+        *,
+        fewest_people: int,
+        fewest_institutions: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Add up cells, and open to the parties those that enough people and institutions stand behind.
+
+        Args:
+            round: address of this opening; never used before in this session. The manifest lists its tensor.
+            words: this party's contribution to each cell [cells, words].
+            people: how many of this party's people are in each cell [cells].
+            flags: as in `open_to_parties`.
+            fewest_people: people that all parties together must have in a cell.
+            fewest_institutions: parties that must have somebody in it.
+
+        Returns:
+            The totals mod 2^64 [cells, words], 0 where a cell is withheld; and which cells are opened [cells].
+
+        Raises:
+            InputError: if the engine only adds, or the shapes do not fit.
+            RoundRefused: as in `open_to_parties`.
+            PeerLost: naming who went away.
+
+        Guarantee: of a withheld cell nobody learns more than that it is one. The trust is weaker than that of a sum:
+        see `lpm.privacy.dealer`.
+        """
+        raise InputError(f"{type(self).__name__} only adds: it can't compare what is shared.", "Use --sharing crypten.")

@@ -24,7 +24,7 @@ MANIFEST_LIMIT = 4 << 20
 """Most bytes of a manifest."""
 
 _VERSION = 1
-_LISTS = ("droppable", "outputs", "weaker")
+_LISTS = ("droppable", "outputs", "thresholds", "weaker")
 _NUMBERS = ("bounds", "exponents")
 
 
@@ -38,6 +38,7 @@ class Terms:
         session: the name the control plane gave the session; "" if none.
         sharing: the engine of the secure sums.
         droppable: tensors whose rounds are opened though parties are lost.
+        thresholds: tensors of cells that are opened only if enough people and institutions stand behind them.
         fraction_bits: of fixed-point words where no exponent says otherwise.
         bounds: network → largest contribution of one party, in the network's unit.
         exponents: tensor → fraction bits at step 0.
@@ -57,6 +58,7 @@ class Terms:
     session: str = ""
     sharing: str = "crypten"
     droppable: tuple[str, ...] = ()
+    thresholds: tuple[str, ...] = ()
     fraction_bits: int = 32
     bounds: Mapping[str, float] = field(default_factory=dict)
     exponents: Mapping[str, int] = field(default_factory=dict)

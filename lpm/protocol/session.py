@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from lpm.errors import InputError, LpmError, PeerLost, SessionRefused
 from lpm.privacy import require_engine
 from lpm.privacy.composition import Composed, RoundComposer
+from lpm.privacy.dealer import LABEL
 from lpm.privacy.dropout import Witness
 from lpm.privacy.masks import agree
 from lpm.privacy.recovery import DroppableRounds, Step
@@ -208,6 +209,11 @@ class PartyMachine:
             raise SessionRefused(f"The manifest shares by {manifest.terms.sharing!r}, this party by {self._sharing!r}.")
         if manifest.terms.droppable and manifest.terms.sharing != "masked":
             raise SessionRefused(f"The manifest marks rounds as droppable that {manifest.terms.sharing!r} can't lose.")
+        if manifest.terms.thresholds and (manifest.terms.sharing != "crypten" or LABEL not in manifest.terms.weaker):
+            raise SessionRefused(
+                "The manifest lists cells to be opened above a threshold, without the engine crypten or without the "
+                "label that the coordinator is their dealer."
+            )
         self._signers = [
             _verify_entry(entry, self._session, self._scenario_hash, own, now) for entry in manifest.roster
         ]
@@ -443,6 +449,9 @@ class CoordinatorMachine:
         if self.phase == Phase.READY and isinstance(message, Share):
             if self.lost:
                 raise self.peer_lost()
+            tensor = message.header.round.tensor
+            if message.header.opening == Opening.DEALT and tensor.partition("~")[0] not in self._terms.thresholds:
+                raise SessionRefused(f"{party} asks for triples for {tensor!r}, which the manifest does not list.")
             composed = self._rounds.add(self.parties.index(party), message.header, message.bodies)
             # A reply without the bodies: who runs the session only needs to know that a round began.
             return ([], replace(message, bodies=())) if composed is None else (self._replies(composed), composed)
