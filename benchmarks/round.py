@@ -16,11 +16,15 @@ from rich.table import Table
 
 from lpm.bench.federation import bench_federation
 
-BAR_MS = 8.0
+BARS_MS = {
+    ("crypten", 5): {"round_ms": 8.0},
+    ("masked", 50): {"round_ms": 300.0, "party_cpu_ms": 5.0, "coordinator_cpu_ms": 50.0},
+}
+"""The most that a figure of an engine and a number of parties may be, on two cores."""
 
 
 def main() -> int:
-    """Measure and print; exit status 1 if five parties exceed the bar."""
+    """Measure and print; exit status 1 if a bar is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parties", default="3,5", help="how many; several numbers with commas")
     parser.add_argument("--words", type=int, default=10_000)
@@ -32,7 +36,8 @@ def main() -> int:
         bench_federation(int(number), given.words, given.sharing, given.rounds) for number in given.parties.split(",")
     ]
     if given.json:
-        print(json.dumps({"bar_ms": BAR_MS, "results": results}))
+        bars = {f"{sharing}, {parties} parties": bar for (sharing, parties), bar in BARS_MS.items()}
+        print(json.dumps({"bars": bars, "results": results}))
     else:
         table = Table(title=f"One round of {given.words:,} words, {given.sharing}, loopback, mutual TLS (ms)")
         columns = {
@@ -49,7 +54,13 @@ def main() -> int:
         for each in results:
             table.add_row(*(f"{each[name]:,}" for name in columns))
         Console().print(table)
-    return int(any(each["parties"] == 5 and each["round_ms"] > BAR_MS for each in results))
+    return int(
+        any(
+            each[name] > most
+            for each in results
+            for name, most in BARS_MS.get((given.sharing, each["parties"]), {}).items()
+        )
+    )
 
 
 if __name__ == "__main__":

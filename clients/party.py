@@ -18,7 +18,6 @@ from clients.steward import Steward
 from clients.streams import join
 from lpm.checkpoint import CheckpointStore, atomic_write
 from lpm.errors import InputError
-from lpm.privacy import DROPPABLE
 from lpm.processes import peak_memory_mb
 from lpm.protocol.identity import load_identity
 from lpm.protocol.manifest import Manifest
@@ -105,9 +104,11 @@ def _take_part(config: ClientConfig, scenario: Scenario, key: bytes, steward: St
 
 def _require_terms(manifest: Manifest, scenario: Scenario) -> None:
     terms = manifest.terms
-    if not set(terms.droppable) <= set(DROPPABLE):
+    allowed = scenario.droppable
+    if not set(terms.droppable) <= set(allowed):
         raise InputError(
-            f"The manifest lets the rounds of {', '.join(terms.droppable)} lose parties: only {', '.join(DROPPABLE)}."
+            f"The manifest lets the rounds of {', '.join(terms.droppable)} lose parties: only {', '.join(allowed)}.",
+            "A lost party takes its share of the noise along, and nothing goes on from a part of the people.",
         )
     for what, theirs, own in (
         ("scenario", terms.scenario, scenario.name),

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from lpm.errors import InputError
 from lpm.options import GRADIENTS, SHARINGS, require_known
 from lpm.parameters import Parameter
+from lpm.privacy import DROPPABLE
 from lpm.privacy.dp import Mechanism
 
 if TYPE_CHECKING:
@@ -222,6 +223,14 @@ class Scenario:
     def units(self) -> NDArray[np.float64]:
         """Of each parameter, its default's size [P]: what a gradient is measured in before it is clipped."""
         return np.array([abs(each.value) or 1.0 for each in self.declared])
+
+    @property
+    def droppable(self) -> tuple[str, ...]:
+        """Tensors that may be opened though parties are lost, by an engine that can: none that carry noise.
+
+        A party that is lost takes its share of the noise along.
+        """
+        return tuple(tensor for tensor in DROPPABLE if not self.mechanism.covers(tensor))
 
     @property
     def mechanism(self) -> Mechanism:

@@ -13,7 +13,6 @@ import torch
 from lpm.calibration.study import Progress
 from lpm.calibration.study import run as run_study
 from lpm.checkpoint import CheckpointStore
-from lpm.privacy import DROPPABLE
 from lpm.privacy.dp import epsilon_of
 from lpm.privacy.dropout import dropout_note
 from lpm.privacy.policy import Policy
@@ -190,7 +189,7 @@ def _terms(config: CoordinatorConfig, scenario: Scenario, audit: str = "") -> Te
         scenario_hash=scenario.hash,
         session=config.session,
         sharing=config.sharing,
-        droppable=DROPPABLE if config.sharing == "masked" and not config.simulate_only else (),
+        droppable=scenario.droppable if config.sharing == "masked" and not config.simulate_only else (),
         fraction_bits=scenario.federation.fraction_bits,
         bounds={name: network.bound * scenario.agents for name, network in scenario.networks.items()},
         exponents={name: scenario.federation.fraction_bits for name in scenario.networks},

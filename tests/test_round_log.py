@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,16 @@ def test_what_a_crash_cut_off_is_written_again(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
     with pytest.raises(SessionRefused):
         RoundLog(path, KEY).compare(address(0), WORDS, TOTAL + 1)
+
+
+def test_a_sum_is_never_opened_for_another_set_of_parties(tmp_path: Path) -> None:
+    """Also after a resumption: the difference of the two sums would be the loss of who is in one of them alone."""
+    question = Round(0, -2, "loss", 0, bytes(32))
+    log = RoundLog(tmp_path / "openings.log", b"key")
+    log.require_same_parties(question, (0, 1, 2, 4))
+    log.require_same_parties(replace(question, tensor="gradient"), (0, 1, 2, 3, 4))
+    later = RoundLog(tmp_path / "openings.log", b"key")
+    later.require_same_parties(question, (0, 1, 2, 4))
+    for places in ((0, 1, 2, 3, 4), (0, 1, 2, 3), ()):
+        with pytest.raises(SessionRefused, match="somebody's own"):
+            later.require_same_parties(question, places)
