@@ -119,6 +119,7 @@ class Steward:
             outputs=terms.outputs,
             resolution_days=terms.resolution_days,
             mode=scenario.privacy.mode,
+            honest=scenario.privacy.honest,
             public_seed=self._config.seed is not None,
             no_disclosure_control=self._config.unsafe,
             release_fit=self._config.release_fit and terms.gradient != "none",

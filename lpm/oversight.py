@@ -68,6 +68,7 @@ gradients = 20000
 
 [privacy]
 mode = "none"                    # the least that is accepted: none, outputs, outputs+gradients
+honest = 2                       # so many parties' noise may be counted on: the others may collude
 delta = 1e-6                     # and, with noise, epsilon = 8.0 as the budget of all sessions
 
 [calendar]
@@ -176,6 +177,7 @@ def rehearse(
         outputs=tuple(scenario.outputs),
         resolution_days=scenario.federation.resolution_days,
         mode=scenario.privacy.mode,
+        honest=scenario.privacy.honest,
         release_fit=release_fit and not simulate_only,
     )
     rows: list[tuple[str, str, str, str]] = []

@@ -79,6 +79,7 @@ def test_what_the_policy_allows_is_let_be(tmp_path: Path) -> None:
         ({"outputs": ("cases", "deaths")}, 'line 12: [outputs] allowed = ["cases"]'),
         ({"resolution_days": 1}, "line 13: [outputs] resolution_days = 7"),
         ({"mode": "none"}, '[privacy] mode = "outputs"'),
+        ({"honest": 3}, "privacy.honest (by default)"),
         ({"public_seed": True}, "session.public_seed (by default)"),
         ({"no_disclosure_control": True}, "session.no_disclosure_control (by default)"),
         ({"release_fit": True}, "releases.fit (by default)"),

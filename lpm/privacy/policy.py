@@ -55,7 +55,7 @@ _SCHEMA: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "outputs": {"allowed": list, "resolution_days": int},
     "parameters": {},  # any name: [lowest, highest]
     "limits": {"trajectories": int, "losses": int, "gradients": int},
-    "privacy": {"mode": str, "epsilon": (int, float), "delta": (int, float)},
+    "privacy": {"mode": str, "epsilon": (int, float), "delta": (int, float), "honest": int},
     "calendar": {"days": list, "hours": list, "first": dt.date, "last": dt.date},
     "people": {"opt_out": str},
     "releases": {"fit": bool},
@@ -92,6 +92,7 @@ class Request:
         outputs: names of the opened outputs.
         resolution_days: days that are opened as one sum.
         mode: one of `MODES`.
+        honest: parties whose noise is counted on.
         public_seed: whether this party's random numbers are public.
         no_disclosure_control: whether groups of any size are opened.
         release_fit: whether this party's fit is to go to the coordinator.
@@ -106,6 +107,7 @@ class Request:
     outputs: tuple[str, ...]
     resolution_days: int = 1
     mode: str = "none"
+    honest: int = 2
     public_seed: bool = False
     no_disclosure_control: bool = False
     release_fit: bool = False
@@ -189,6 +191,7 @@ class Policy:
         mode: the least differential privacy.
         epsilon: its budget over all sessions.
         delta: of (ε, δ).
+        honest: at most so many parties may be counted on for the noise: the others may collude.
         days: of the week on which it answers, Monday is 0.
         hours: from and until which hour of the day, on this machine's clock.
         first: no answer before this day.
@@ -215,6 +218,7 @@ class Policy:
     mode: str = "none"
     epsilon: float = math.inf
     delta: float = 1e-6
+    honest: int = 2
     days: tuple[int, ...] = tuple(range(7))
     hours: tuple[int, int] = (0, 24)
     first: dt.date | None = None
@@ -268,6 +272,8 @@ class Policy:
             raise self._refuse("outputs.resolution_days", f"sums of {request.resolution_days} day(s)")
         if MODES.index(request.mode) < MODES.index(self.mode):
             raise self._refuse("privacy.mode", f"differential privacy: {request.mode}")
+        if request.mode != "none" and request.honest > self.honest:
+            raise self._refuse("privacy.honest", f"noise that only {request.honest} honest parties make wide enough")
         if request.release_fit and not self.release_fit:
             raise self._refuse("releases.fit", "this institution's own fit in the clear")
 
@@ -343,7 +349,7 @@ def read_policy(path: Path) -> Policy:
         raise InputError(f"The policy {path} can't be read: {problem}.") from None
     given = _check_keys(path, tree)
     take = given.get
-    whole = {"session.institutions": 3, "session.people": 1, "outputs.resolution_days": 1}
+    whole = {"session.institutions": 3, "session.people": 1, "outputs.resolution_days": 1, "privacy.honest": 1}
     whole |= {f"limits.{name}": 0 for name in ("trajectories", "losses", "gradients")}
     for key, lowest in whole.items():
         if key in given and given[key] < lowest:
@@ -383,6 +389,7 @@ def read_policy(path: Path) -> Policy:
         mode=take("privacy.mode", "none"),
         epsilon=epsilon,
         delta=delta,
+        honest=take("privacy.honest", 2),
         days=tuple(sorted(_DAYS.index(day) for day in days)),
         hours=(hours[0], hours[1]),
         first=take("calendar.first"),
