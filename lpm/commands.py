@@ -389,6 +389,7 @@ def federate_command(options: Options) -> dict[str, Any]:
 def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -> dict[str, Any]:
     from lpm import launch
 
+    launch.check(options, run.path, scenario.institutions)
     _begin(run, options, scenario, "federated")
     if scenario.gradient.estimator == "auto" and not options.simulate_only:
         options = options.with_(gradient=_audited(run, options, scenario))

@@ -31,7 +31,7 @@ from lpm.processes import Process, free_port, keep_flower_quiet, start, stop
 from lpm.protocol.identity import make_local_authority
 from lpm.runs import Run
 
-__all__ = ["federate", "group_institutions", "share_processes"]
+__all__ = ["check", "federate", "group_institutions", "share_processes"]
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +108,22 @@ def _together(processes: Sequence[tuple[str, ...]]) -> str:
         f"{parties} parties share {len(processes)} processes of one machine: the protocol runs between all of them, "
         "but nothing isolates those that share a process from each other"
     )
+
+
+def check(options: Options, out: Path, institutions: Sequence[str]) -> None:
+    """Refuse what `federate` would refuse, before anything that takes time.
+
+    Args:
+        options: the flags of `lpm federate`.
+        out: the run's folder; local keys are made there if none are named.
+        institutions: the scenario's.
+
+    Raises:
+        InputError: if the parties, the processes or the key folder can't be used.
+    """
+    groups = list(group_institutions(institutions, options.parties))
+    share_processes(groups, options.processes)
+    _keys(options, out.resolve(), groups)
 
 
 def federate(options: Options, out: Path, institutions: Sequence[str], *, resume: bool = False) -> int:
