@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """
     group = typer.Typer(help="Time reference workloads on this machine.", no_args_is_help=True)
     group.command("W")(workload)
+    group.command("sensitivity")(sensitivity)
     group.command("federation")(federation)
     app.add_typer(group, name="bench")
 
@@ -41,6 +42,20 @@ def federation(
     from lpm.bench.federation import bench_federation
 
     show(bench_federation(parties, words, sharing, rounds), json)
+
+
+def sensitivity(
+    agents: Agents = 8_400_000,
+    days: Days = 180,
+    parameters: Annotated[int, typer.Option(min=1, metavar="P", help="How many parameters.")] = 6,
+    gradient: Annotated[str, typer.Option(metavar="ESTIMATOR", help="How derivatives are found.")] = "fd",
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """All sensitivities of the reference workload: every output of every day by every parameter."""
+    from lpm.bench.sensitivity import bench_sensitivity
+
+    show(bench_sensitivity(agents, days, parameters, gradient, seed), json)
 
 
 def show(found: Mapping[str, Any], json: bool) -> None:

@@ -415,6 +415,7 @@ def _audited(run: Run, options: Options, scenario: Scenario) -> str:
     found = run.record().get("gradient")
     if found is None:
         from lpm.analysis import audit
+        from lpm.estimators import candidates
 
         console.note("Auditing gradients on synthetic people.")
         model = scenario.with_options(agents=min(scenario.agents, _AUDIT_AGENTS)).build()
@@ -424,7 +425,7 @@ def _audited(run: Run, options: Options, scenario: Scenario) -> str:
             np.array([scenario.defaults[parameter.name] for parameter in model.parameters]),
             steps=scenario.steps,
             seed=seed,
-            estimators=scenario.study_settings(seed).candidates,
+            estimators=candidates(model, one_process=False),
             step=scenario.gradient.step,
         )
         found = {"estimator": verdict.chosen, "reason": verdict.reason, "audited_agents": model.population.agents}

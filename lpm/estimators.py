@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lpm import ranks, ring, simulation
 from lpm.errors import InputError
 from lpm.flame.model import Model
-from lpm.options import GRADIENTS
+from lpm.options import GRADIENTS, ONE_PROCESS
 from lpm.parameters import Parameter
 from lpm.passes.alternates import unfit
 from lpm.passes.score import components
@@ -36,6 +36,7 @@ __all__ = [
     "Differences",
     "Estimator",
     "Evaluation",
+    "candidates",
     "differences",
     "evaluate",
     "require_estimator",
@@ -88,6 +89,26 @@ REGISTRY: Mapping[str, Estimator] = {
     )
 }
 """All estimators by name; the audit tries each, and `fd` is what the others are measured against."""
+
+
+def candidates(model: Model, mode: str = "forward", *, one_process: bool = True) -> tuple[str, ...]:
+    """The estimators that `auto` tries on a model beside finite differences.
+
+    Args:
+        model: what is to be differentiated.
+        mode: that they must have.
+        one_process: whether everybody is in this process; some estimators can't go through a sum.
+    """
+    return tuple(
+        each.name
+        for each in REGISTRY.values()
+        if each.name != "fd"
+        and not each.biased
+        and mode in each.modes
+        and (one_process or each.name not in ONE_PROCESS)
+        and each.refuses(model) is None
+        and each.promising(model)
+    )
 
 
 def require_estimator(name: str, model: Model | None = None, mode: str = "forward") -> None:

@@ -6,17 +6,19 @@ would open as sums, to the same numbers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm import ring
+from lpm import ranks, ring
 from lpm.calibration.gvi import IterationRecord
 from lpm.calibration.study import Progress, Settings, Study
 from lpm.calibration.study import run as run_study
 from lpm.errors import InputError
+from lpm.estimators import candidates
 from lpm.evidence import Evidence, Forecast
 from lpm.flame.model import Model
 from lpm.observation import Observation
@@ -119,8 +121,12 @@ def calibrate(
         seed=seed,
         step=step,
     )
-    settings = Settings(iterations, draws, weight, predictive_draws, seed, gradient)
+    settings = Settings(iterations, draws, weight, predictive_draws, seed, gradient, candidates=_candidates(model))
     return run_study(parameters, LocalBackend(evidence), settings, held_out=held_out > 0, on_iteration=on_iteration)
+
+
+def _candidates(model: Model) -> tuple[str, ...]:
+    return candidates(model, one_process=ranks.place().ranks == 1)
 
 
 def joined(model: Model, observations: Sequence[Observation]) -> tuple[Parameter, ...]:
@@ -147,7 +153,7 @@ def resumable(
     study = run_study(
         scenario.parameters,
         backend,
-        scenario.study_settings(seed),
+        dataclasses.replace(scenario.study_settings(seed), candidates=_candidates(evidence.model)),
         held_out=scenario.held_out > 0,
         progress=None if found is None else Progress.unpack(found),
         save=save,

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lpm import ranks
 from lpm.errors import InputError
-from lpm.estimators import REGISTRY, evaluate, to_lanes
+from lpm.estimators import REGISTRY, candidates, evaluate, to_lanes
 from lpm.flame.model import Model
 from lpm.judge import ACQUIT_AFTER, REFERENCE, Verdict, choose, compare, rule, still_worth
 from lpm.worlds.process_group import agreed
@@ -210,8 +211,6 @@ def resolve_estimator(
     """
     if gradient != "auto":
         return gradient, None
-    candidates = [
-        each.name for each in REGISTRY.values() if not each.biased and mode in each.modes and each.promising(model)
-    ]
-    audit = audit_gradients(model, theta[0], steps=steps, seed=seed, step=step, estimators=candidates)
+    tried = candidates(model, mode, one_process=ranks.place().ranks == 1)
+    audit = audit_gradients(model, theta[0], steps=steps, seed=seed, step=step, estimators=tried)
     return audit.chosen, audit
