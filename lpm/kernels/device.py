@@ -127,7 +127,7 @@ class Device:
             classes = None
             if spec.class_count > 1:
                 kind = np.int32 if spec.class_count > 127 else np.int8
-                classes = torch.from_numpy(spec.classes.astype(kind)).to(self.device)
+                classes = torch.from_numpy(spec.class_of.astype(kind)).to(self.device)
             cells = [
                 None if isinstance(n, Edges) else torch.from_numpy(n.cell_of.astype(np.int32)).to(self.device)
                 for n in spec.networks
@@ -148,8 +148,8 @@ class Device:
         uniform: Address,
         lanes: int,
     ) -> dict[str, Tensor]:
-        stage = torch.zeros((spec.classes.size, lanes), dtype=torch.int8, device=self.device)
-        for chunk in self._chunks(spec.classes.size, lanes):
+        stage = torch.zeros((spec.agents, lanes), dtype=torch.int8, device=self.device)
+        for chunk in self._chunks(spec.agents, lanes):
             word = philox_words(uniform, chunk, self.device)[:, None]
             for s in reversed(list(cumulative)):
                 stage[chunk].masked_fill_(word < thresholds(cumulative[s].expand(1, lanes)).to(self.device), s)
