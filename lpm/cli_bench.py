@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     group.command("W")(workload)
     group.command("sensitivity")(sensitivity)
     group.command("federation")(federation)
+    group.command("gradients")(gradients)
     app.add_typer(group, name="bench")
 
 
@@ -73,3 +74,19 @@ def workload(agents: Agents = 8_400_000, days: Days = 60, seed: Seed = 0, json: 
     from lpm.bench.workload import bench_workload
 
     show(bench_workload(agents, days, seed), json)
+
+
+def gradients(
+    agents: Agents = 1_000_000,
+    days: Days = 180,
+    parameters: Annotated[int, typer.Option(min=1, max=6, metavar="P", help="How many parameters.")] = 4,
+    layers: Annotated[
+        int, typer.Option(min=1, max=2, help="Small groups followed: 1 households, 2 workplaces too.")
+    ] = 1,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """W with derivatives by cluster alternates, over a whole epidemic: mean time of a day beside a plain one's."""
+    from lpm.bench.gradients import bench_gradients
+
+    show(bench_gradients(agents, days, parameters, layers, seed), json)

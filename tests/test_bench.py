@@ -61,3 +61,11 @@ def test_a_workload_that_can_not_be_is_refused(arguments, named, capsys):
 def test_there_are_six_parameters():
     with pytest.raises(InputError, match="from 0 to 6"):
         workload(2_000, parameters=7)
+
+
+def test_gradients_are_timed_beside_a_plain_run(capsys):
+    arguments = ["--agents", "2000", "--days", "6", "--parameters", "2", "--layers", "2", "--json"]
+    assert cli.main(["bench", "gradients", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"plain_day_ms", "forward_day_ms", "reverse_day_ms", "peak_rss_mb"} <= set(found)
+    assert found["plain_day_ms"] > 0 and found["forward_day_ms"] > 0

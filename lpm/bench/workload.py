@@ -62,7 +62,14 @@ def places(agents: int, seed: int = 0) -> dict[str, NDArray[np.int32]]:
     }
 
 
-def workload(agents: int, seed: int = 0, *, parameters: int = 0, shared: tuple[str, ...] = ()) -> Model:
+def workload(
+    agents: int,
+    seed: int = 0,
+    *,
+    parameters: int = 0,
+    shared: tuple[str, ...] = (),
+    layers: tuple[str, ...] = ("household", "workplace"),
+) -> Model:
     """W as a model.
 
     Args:
@@ -70,6 +77,7 @@ def workload(agents: int, seed: int = 0, *, parameters: int = 0, shared: tuple[s
         seed: of the population.
         parameters: how many of `PARAMETERS`, in their order, may vary; the rest are constants.
         shared: networks whose sums pass ⊕, for runs on several ranks.
+        layers: small groups that the gradient `alternates` follows exactly.
 
     Raises:
         InputError: for fewer agents than a workplace has, or a number of parameters that there isn't.
@@ -92,7 +100,13 @@ def workload(agents: int, seed: int = 0, *, parameters: int = 0, shared: tuple[s
         initial={"I": value["initial"]},
     )
     networks = [
-        Groups(name, of=of, shared=name in shared, groups=int(of.max()) + 1 if name in shared else None)
+        Groups(
+            name,
+            of=of,
+            shared=name in shared,
+            groups=int(of.max()) + 1 if name in shared else None,
+            layer=name in layers,  # of the gradient `alternates`: a community is too large to be one
+        )
         for name, of in where.items()
     ]
     outputs = {"infections": flow("S -> E")} | {stage: count(stage) for stage in STAGES}
