@@ -4,7 +4,7 @@
 
 Needs the folder of known answers (LPM_VECTORS, or ../shared/vectors beside the checkout): populations of 20,000 people
 in households, workplaces and one city, daily SIR, and gradients of cumulative infections by central differences. Adds
-its row to benchmarks/figures/gradients.json, from which the table in docs/models.md was made. The cost is process time
+its row to benchmarks/figures/gradients.json. The cost is process time
 relative to plain runs, mixed with them one by one.
 """
 

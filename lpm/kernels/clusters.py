@@ -186,16 +186,14 @@ class Fresh(NamedTuple):
     length: Ints
 
 
+# Functions that run once per slot or agent take arrays, not the tuples above: a call counts references to every array
+# of a tuple, which costs more than what the function does.
+
+
 @nb.njit(nogil=True, cache=True)
-def _race(frame: Frame, day: Day, agent: int, variate: int, size: float) -> float:
+def _race(identity: np.uint64, address: NDArray[np.uint64], variate: int, size: float) -> float:
     """The key of a candidate: the smallest of several wins with probability ∝ its size, in any order."""
-    chosen = word(
-        frame.ids[agent],
-        day.address[0],
-        day.address[1] << np.uint64(16) | np.uint64(variate),
-        day.address[2],
-        day.address[3],
-    )
+    chosen = word(identity, address[0], address[1] << np.uint64(16) | np.uint64(variate), address[2], address[3])
     return float(-np.log((float(chosen) + 0.5) / _SCALE) / size)
 
 
@@ -387,16 +385,24 @@ def decide_start(words: NDArray[np.uint64], free: NDArray[np.bool_], window: Int
 
 @nb.njit(nogil=True, cache=True)
 def _compete(
-    slots: Slots, touched: NDArray[np.int32], count: int, q: int, candidate: int, size: float, key: float
+    total: Floats,
+    best: Floats,
+    winner: NDArray[np.int32],
+    touched: NDArray[np.int32],
+    count: int,
+    q: int,
+    candidate: int,
+    size: float,
+    key: float,
 ) -> int:
-    if slots.winner[q] == _NOBODY and slots.total[q] == 0.0:
+    if winner[q] == _NOBODY and total[q] == 0.0:
         touched[count] = q
         count += 1
-        slots.best[q] = np.inf
-    slots.total[q] += size
-    if key < slots.best[q]:
-        slots.best[q] = key
-        slots.winner[q] = candidate
+        best[q] = np.inf
+    total[q] += size
+    if key < best[q]:
+        best[q] = key
+        winner[q] = candidate
     return count
 
 
@@ -406,55 +412,50 @@ def offer(
 ) -> int:
     """Flips go to the agent's slot in every layer, fresh differences to those in the other layers."""
     layers = frame.network.shape[0]
+    total, best, winner = slots.total, slots.best, slots.winner
+    ids, slot, width, first_slot, address = frame.ids, frame.slot, frame.width, frame.first_slot, day.address
     widest = 0
     for layer in range(layers):
-        widest = max(widest, frame.width[layer])
+        widest = max(widest, width[layer])
     for k in range(flips.length[0]):
         i = flips.agent[k]
         for layer in range(layers):
-            q = frame.slot[i, layer]
+            q = slot[i, layer]
             if q >= 0:
-                key = _race(frame, day, i, 1 + layer, flips.size[k])
-                count = _compete(slots, touched, count, q, k, flips.size[k], key)
+                key = _race(ids[i], address, 1 + layer, flips.size[k])
+                count = _compete(total, best, winner, touched, count, q, k, flips.size[k], key)
     last = slots.weight.shape[1] - 1
     for k in range(fresh.length[0]):
         i, origin = fresh.agent[k], fresh.slot[k]
         size = abs(slots.weight[origin, last])
         if size == 0.0:
             continue
-        home = _layer_of(frame, origin)
-        sub = (origin - frame.first_slot[home]) % frame.width[home]
+        home = _layer_of(first_slot, origin)
+        sub = (origin - first_slot[home]) % width[home]
         for layer in range(layers):
-            q = frame.slot[i, layer]
+            q = slot[i, layer]
             if layer != home and q >= 0:
                 variate = 1 + layers + (home * widest + sub) * layers + layer
-                key = _race(frame, day, i, variate, size)
-                count = _compete(slots, touched, count, q, flips.length[0] + k, size, key)
+                key = _race(ids[i], address, variate, size)
+                count = _compete(total, best, winner, touched, count, q, flips.length[0] + k, size, key)
     return count
 
 
 @nb.njit(nogil=True, cache=True)
-def _layer_of(frame: Frame, q: int) -> int:
+def _layer_of(first_slot: Ints, q: int) -> int:
     layer = 0
-    while q >= frame.first_slot[layer + 1]:
+    while q >= first_slot[layer + 1]:
         layer += 1
     return layer
 
 
 @nb.njit(nogil=True, cache=True)
-def _alternative(
+def _meet(
     frame: Frame, day: Day, slots: Slots, q: int, layer: int, i: int, alternative: int, actual: int, drawn: int
 ) -> int:
-    """Where a differing agent stands after the step, in a slot's alternative."""
+    """Where a differing agent who can be infected stands after the step, in a slot's alternative."""
     c = frame.classes[i]
     edge = frame.infection_edge[alternative]
-    if edge < 0:
-        for b in range(frame.exit_edge.shape[1]):
-            if frame.exit_edge[alternative, b] < 0:
-                break
-            if drawn < day.exit[alternative, b, c]:
-                return int(frame.target[frame.exit_edge[alternative, b]])
-        return alternative
     total = 0.0
     for n in range(frame.cells.shape[1]):
         cell = frame.cells[i, n]
@@ -491,17 +492,17 @@ def _alternative(
 
 
 @nb.njit(nogil=True, cache=True)
-def _count_flow(frame: Frame, flow: Floats, i: int, source: int, to: int, weight: Floats, sign: float) -> None:
+def _count_flow(edge_of: Ints, c: int, flow: Floats, weight: Floats, q: int, source: int, to: int, sign: float) -> None:
     if source != to:
-        e, c = frame.edge_of[source, to], frame.classes[i]
+        e = edge_of[source, to]
         for k in range(flow.shape[2]):
-            flow[e, c, k] += sign * weight[k]
+            flow[e, c, k] += sign * weight[q, k]
 
 
 @nb.njit(nogil=True, cache=True)
-def _counted(slots: Slots, q: int, layer: int, i: int) -> bool:
-    """Each difference counts once: a seed only in the first layer, and only where it began."""
-    return not (slots.seed[q] == i and (layer > 0 or slots.imported[q] == 1))
+def _uncounted(seed: int, imported: int, layer: int) -> int:
+    """Whose difference doesn't count, or −1: a seed counts only in the first layer, and only where it began."""
+    return seed if layer > 0 or imported == 1 else -1
 
 
 @nb.njit(nogil=True, cache=True)
@@ -530,44 +531,60 @@ def evolve(
     """
     used = 0
     last = slots.weight.shape[1] - 1
+    first, held, head, ids = slots.first, slots.held, slots.head, frame.ids
+    infection_edge, exit_edge, first_slot = frame.infection_edge, frame.exit_edge, frame.first_slot
+    total, best, winner, weight = slots.total, slots.best, slots.winner, slots.weight
+    edge_of, classes, target, exits = frame.edge_of, frame.classes, frame.target, day.exit
+    width, address, seed, imported = frame.width, day.address, slots.seed, slots.imported
     for a in range(active.shape[0]):
         q = active[a]
-        layer = _layer_of(frame, q)
+        layer = _layer_of(first_slot, q)
         begin = used
         smallest = -1
-        for m in range(slots.first[q], slots.first[q] + slots.held[q]):
+        uncounted = _uncounted(seed[q], imported[q], layer)
+        for m in range(first[q], first[q] + held[q]):
             i, old = member[m], alternative[m]
-            new = _alternative(frame, day, slots, q, layer, i, old, stage[i], np.int64(words[i]))
-            if _counted(slots, q, layer, i):
-                _count_flow(frame, flow, i, old, new, slots.weight[q], 1.0)
-                _count_flow(frame, flow, i, stage[i], after[i], slots.weight[q], -1.0)
+            new = old
+            # Whoever has nothing left to decide, most of those who differ late in an epidemic, costs no call.
+            if infection_edge[old] >= 0:
+                new = _meet(frame, day, slots, q, layer, i, old, stage[i], np.int64(words[i]))
+            else:
+                for b in range(exit_edge.shape[1]):
+                    if exit_edge[old, b] < 0:
+                        break
+                    if np.int64(words[i]) < exits[old, b, classes[i]]:
+                        new = target[exit_edge[old, b]]
+                        break
+            if i != uncounted and (old != new or stage[i] != after[i]):
+                _count_flow(edge_of, classes[i], flow, weight, q, old, new, 1.0)
+                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], after[i], -1.0)
             if new != after[i]:
                 new_member[used] = i
                 new_alternative[used] = new
                 used += 1
-                if smallest < 0 or frame.ids[i] < frame.ids[smallest]:
+                if smallest < 0 or ids[i] < ids[smallest]:
                     smallest = i
-        k = slots.head[q]
-        slots.head[q] = -1
+        k = head[q]
+        head[q] = -1
         while k >= 0:
             i, new = fresh.agent[k], fresh.stage[k]
-            if _counted(slots, q, layer, i):
-                _count_flow(frame, flow, i, stage[i], new, slots.weight[q], 1.0)
-                _count_flow(frame, flow, i, stage[i], after[i], slots.weight[q], -1.0)
+            if i != uncounted:
+                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], new, 1.0)
+                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], after[i], -1.0)
             new_member[used] = i
             new_alternative[used] = new
             used += 1
-            if smallest < 0 or frame.ids[i] < frame.ids[smallest]:
+            if smallest < 0 or ids[i] < ids[smallest]:
                 smallest = i
             k = fresh.following[k]
-        slots.first[q] = begin
-        slots.held[q] = used - begin
-        size = abs(slots.weight[q, last])
+        first[q] = begin
+        held[q] = used - begin
+        size = abs(weight[q, last])
         if used > begin and size > 0.0:
-            variate = _OLD_VARIATES + layer * 64 + (q - frame.first_slot[layer]) % frame.width[layer]
-            key = _race(frame, day, smallest, variate, size)
-            count = _compete(slots, touched, count, q, _OLD, size, key)
-        elif slots.total[q] == 0.0:
+            variate = _OLD_VARIATES + layer * 64 + (q - first_slot[layer]) % width[layer]
+            key = _race(ids[smallest], address, variate, size)
+            count = _compete(total, best, winner, touched, count, q, _OLD, size, key)
+        elif total[q] == 0.0:
             touched[count] = q
             count += 1
     return used, count
@@ -627,6 +644,7 @@ def resolve(
         active: receives the active slots, in the order of `touched`.
     """
     width = slots.weight.shape[1]
+    weight, edge_of, classes = slots.weight, frame.edge_of, frame.classes
     direct = flips.length[0]
     for a in range(touched.shape[0]):
         q = touched[a]
@@ -639,7 +657,7 @@ def resolve(
     for a in range(touched.shape[0]):
         q = touched[a]
         w = slots.winner[q]
-        layer = _layer_of(frame, q)
+        layer = _layer_of(frame.first_slot, q)
         if w == _NOBODY:
             slots.generation[q] += 1
             slots.seed[q] = -1
@@ -665,8 +683,8 @@ def resolve(
             slots.imported[q] = 0
             alternative[used] = flips.stage[w]
             if layer == 0:
-                _count_flow(frame, flow, i, stage[i], flips.stage[w], slots.weight[q], 1.0)
-                _count_flow(frame, flow, i, stage[i], after[i], slots.weight[q], -1.0)
+                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], flips.stage[w], 1.0)
+                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], after[i], -1.0)
             for other in range(slots.source.shape[1]):
                 slots.source[q, other] = frame.slot[i, other] if other != layer else -1
         else:
@@ -676,7 +694,7 @@ def resolve(
                 slots.weight[q, x] = imports[a, x]
             slots.imported[q] = 1
             alternative[used] = fresh.stage[k]
-            origin = _layer_of(frame, fresh.slot[k])
+            origin = _layer_of(frame.first_slot, fresh.slot[k])
             for other in range(slots.source.shape[1]):
                 slots.source[q, other] = frame.slot[i, other] if other != layer else -1
             if slots.source.shape[1] > 0:
@@ -689,7 +707,7 @@ def resolve(
         w = slots.winner[q]
         if w < 0:
             continue
-        layer = _layer_of(frame, q)
+        layer = _layer_of(frame.first_slot, q)
         for other in range(slots.link.shape[1]):
             source = slots.source[q, other]
             slots.link[q, other] = -1
@@ -729,20 +747,23 @@ def survey(
         q = touched[a]
         slots.total[q] = 0.0
         slots.winner[q] = _NOBODY
+    first, held, seed, imported, weight = slots.first, slots.held, slots.seed, slots.imported, slots.weight
+    infectivity, classes, first_slot = frame.infectivity, frame.classes, frame.first_slot
     for a in range(active.shape[0]):
         q = active[a]
-        layer = _layer_of(frame, q)
+        layer = _layer_of(first_slot, q)
         n = frame.network[layer]
+        uncounted = _uncounted(seed[q], imported[q], layer)
         excess = 0.0
-        for m in range(slots.first[q], slots.first[q] + slots.held[q]):
+        for m in range(first[q], first[q] + held[q]):
             i, s = member[m], alternative[m]
             if n >= 0:
-                excess += frame.infectivity[n, s] - frame.infectivity[n, after[i]]
-            if _counted(slots, q, layer, i):
-                c = frame.classes[i]
+                excess += infectivity[n, s] - infectivity[n, after[i]]
+            if i != uncounted:
+                c = classes[i]
                 for k in range(count.shape[2]):
-                    count[s, c, k] += slots.weight[q, k]
-                    count[after[i], c, k] -= slots.weight[q, k]
+                    count[s, c, k] += weight[q, k]
+                    count[after[i], c, k] -= weight[q, k]
         slots.excess[q] = excess
 
 
@@ -758,16 +779,19 @@ def scatter_groups(
     total: Floats,
 ) -> None:
     """Derivatives and reference of a linear network's infectivity sums [cells, P + 1]."""
+    first, held, infectivity, first_slot = slots.first, slots.held, frame.infectivity, frame.first_slot
+    seed, imported, weight = slots.seed, slots.imported, slots.weight
+    cells, begin = frame.cells, frame.first_cell[n]
     for a in range(active.shape[0]):
         q = active[a]
-        layer = _layer_of(frame, q)
-        for m in range(slots.first[q], slots.first[q] + slots.held[q]):
+        uncounted = _uncounted(seed[q], imported[q], _layer_of(first_slot, q))
+        for m in range(first[q], first[q] + held[q]):
             i = member[m]
-            d = frame.infectivity[n, alternative[m]] - frame.infectivity[n, stage[i]]
-            if d != 0.0 and _counted(slots, q, layer, i):
-                cell = frame.cells[i, n] - frame.first_cell[n]
+            d = infectivity[n, alternative[m]] - infectivity[n, stage[i]]
+            if d != 0.0 and i != uncounted:
+                cell = cells[i, n] - begin
                 for x in range(total.shape[1]):
-                    total[cell, x] += d * slots.weight[q, x]
+                    total[cell, x] += d * weight[q, x]
 
 
 @nb.njit(nogil=True, cache=True)
@@ -786,11 +810,11 @@ def scatter_edges(
     """The same for edges: everybody who reads a differing agent."""
     for a in range(active.shape[0]):
         q = active[a]
-        layer = _layer_of(frame, q)
+        uncounted = _uncounted(slots.seed[q], slots.imported[q], _layer_of(frame.first_slot, q))
         for m in range(slots.first[q], slots.first[q] + slots.held[q]):
             i = member[m]
             d = frame.infectivity[n, alternative[m]] - frame.infectivity[n, stage[i]]
-            if d != 0.0 and _counted(slots, q, layer, i):
+            if d != 0.0 and i != uncounted:
                 for e in range(offsets[i], offsets[i + 1]):
                     for x in range(total.shape[1]):
                         total[readers[e], x] += d * slots.weight[q, x]
