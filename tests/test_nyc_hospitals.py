@@ -217,7 +217,7 @@ def test_infections_start_where_cases_were(world: Scenario, code: ModuleType) ->
     f = code.figures()
     assert f.seeding @ f.borough_people == pytest.approx(f.borough_people.sum())
     model = world.build(["kings_county", "bellevue"], seed=0)
-    values = {name: world.defaults[name] for name in world.dynamics} | {"initial": 0.05, "immune": 0.05}
+    values = {name: world.defaults[name] for name in world.dynamics} | {"initial": 0.05, "immune": 0.1}
     run = lpm.simulate(model, values, steps=10, seed=1)
     patients = [run.outputs[f"census/{name}"].values[5] for name in ("kings_county", "bellevue")]
     people = [f.people[f.institutions.index(name)] for name in ("kings_county", "bellevue")]
