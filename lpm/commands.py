@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lpm import console, ranks
 from lpm.errors import InputError
 from lpm.leakage import LEAKAGE_PAGE, find_ledgers, read_leakage, write_page
+from lpm.memory import require_memory
 from lpm.options import Options
 from lpm.processes import peak_memory_mb
 from lpm.report.material import Fact, Fit
@@ -46,13 +47,15 @@ _LOCAL = Fact("One owner", "Everybody's people and series are in one owner's pro
 def _scenario(options: Options) -> Scenario:
     if options.scenario is None:
         raise InputError("No scenario is given.", "Name the folder of one, such as simulations/nyc_boroughs.")
-    return load(options.scenario).with_options(
+    scenario = load(options.scenario).with_options(
         steps=options.steps,
         agents=options.agents,
         iterations=options.iterations,
         gradient=options.gradient,
         settings=options.settings,
     )
+    require_memory(scenario.agents)
+    return scenario
 
 
 def _begin(run: Run, options: Options, scenario: Scenario, world: str, number: int = 1) -> None:

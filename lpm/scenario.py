@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.errors import InputError
+from lpm.memory import require_memory
 from lpm.options import GRADIENTS, SHARINGS, require_known
 from lpm.parameters import Parameter
 from lpm.privacy import DROPPABLE
@@ -391,6 +392,7 @@ class Scenario:
                 raise InputError(
                     f"The scenario {self.name} has no institution {name!r}: there are {', '.join(self.institutions)}."
                 )
+        require_memory(self.agents, len(chosen) / max(1, len(self.institutions)))
         model = self.module().build(self, chosen, agents=self.agents, seed=seed)
         names = tuple(parameter.name for parameter in model.parameters)
         if sorted(names) != sorted(self.dynamics):

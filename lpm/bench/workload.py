@@ -19,6 +19,7 @@ from lpm import simulation
 from lpm.errors import InputError
 from lpm.flame.contagion import Contagion, leave
 from lpm.flame.model import Model, count, flow
+from lpm.memory import require_memory
 from lpm.networks import Groups
 from lpm.parameters import Expression, Parameter
 from lpm.population.people import Population
@@ -138,6 +139,7 @@ def bench_workload(agents: int, days: int, seed: int = 0) -> dict[str, Any]:
     """
     if days < 2:
         raise InputError(f"`--days` is {days}: a whole number from 2, since the first day warms up.")
+    require_memory(agents)
     # The hot loop is compiled, or loaded from the cache, before anything is timed.
     simulation.run(workload(10 * _COMMUNITY), default_values(0), steps=2, seed=seed)
     model = workload(agents, seed)
