@@ -15,7 +15,7 @@ from lpm import console, ranks
 from lpm.errors import InputError
 from lpm.leakage import LEAKAGE_PAGE, find_ledgers, read_leakage, write_page
 from lpm.memory import require_memory
-from lpm.options import Options
+from lpm.options import BIASED, Options
 from lpm.processes import peak_memory_mb
 from lpm.report.material import Fact, Fit
 from lpm.ring import decode
@@ -200,7 +200,8 @@ def _choose_gradient(
         model, theta, gradient, steps=scenario.steps, seed=seed, step=scenario.gradient.step, mode=mode
     )
     if run is not None:
-        run.update(gradient={"estimator": chosen, "reason": audit.reason if audit else "as asked"})
+        asked = "as asked; BIASED, for comparison only" if chosen in BIASED else "as asked"
+        run.update(gradient={"estimator": chosen, "reason": audit.reason if audit else asked})
     return chosen
 
 

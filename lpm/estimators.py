@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lpm import ranks, ring, simulation
 from lpm.errors import InputError
 from lpm.flame.model import Model
-from lpm.options import GRADIENTS, ONE_PROCESS
+from lpm.options import BIASED, GRADIENTS, ONE_PROCESS
 from lpm.parameters import Parameter
 from lpm.passes.alternates import unfit
 from lpm.passes.score import components
@@ -56,7 +56,6 @@ class Estimator:
         what: a few words for tables.
         modes: "forward", and "reverse" where a scalar's gradient by any number of parameters costs one pass back.
         refuses: why it can't differentiate a model, or None if it can.
-        biased: whether it is known to be wrong and stands here for comparison only; `auto` never takes it.
         promising: whether `auto` should spend runs on it; an audit that is asked for tries it anyway.
     """
 
@@ -64,8 +63,12 @@ class Estimator:
     what: str
     modes: tuple[str, ...] = ("forward",)
     refuses: Callable[[Model], str | None] = lambda model: None
-    biased: bool = False
     promising: Callable[[Model], bool] = lambda model: True
+
+    @property
+    def biased(self) -> bool:
+        """Whether it is known to be wrong and stands here for comparison only; `auto` never takes it."""
+        return self.name in BIASED
 
     @property
     def label(self) -> str:
@@ -85,7 +88,7 @@ REGISTRY: Mapping[str, Estimator] = {
             # Where everybody may have met everybody it has more noise than any other.
             promising=lambda model: bool(components(model).any()),
         ),
-        Estimator("st-gumbel", "straight-through Gumbel-softmax", ("forward", "reverse"), biased=True),
+        Estimator("st-gumbel", "straight-through Gumbel-softmax", ("forward", "reverse")),
     )
 }
 """All estimators by name; the audit tries each, and `fd` is what the others are measured against."""

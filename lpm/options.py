@@ -13,6 +13,7 @@ from typing import Any
 from lpm.errors import InputError
 
 __all__ = [
+    "BIASED",
     "CONTROLS",
     "GRADIENTS",
     "MODES",
@@ -27,6 +28,8 @@ GRADIENTS = ("none", "auto", "fd", "alternates", "tangent", "score", "st-gumbel"
 """How derivatives flow through the simulation: the one list of names. A calibration can't do with `none`."""
 SHARINGS = ("crypten", "masked")
 """Engines of the secure sum."""
+BIASED = ("st-gumbel",)
+"""Estimators that are known to be wrong and stand here for comparison only; they say so wherever they are shown."""
 ONE_PROCESS = ("score",)
 """Estimators that need all outputs and decisions in one process."""
 MODES = ("forward", "reverse")

@@ -70,7 +70,7 @@ def bench_federation(parties: int, words: int, sharing: str = "crypten", rounds:
         finally:
             for process in started:
                 try:
-                    process.wait(20)
+                    process.wait(60)  # a busy machine ends slowly
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lpm import judge
 from lpm.calibration.gvi import Fit, GviState, IterationRecord, fit
 from lpm.calibration.priors import Prior
+from lpm.options import BIASED
 from lpm.parameters import Parameter
 from lpm.rng import derive
 
@@ -122,6 +123,8 @@ class Study:
                 found.insert(0, f"FORECAST NO BETTER than {' and '.join(better)} on the held-out days.")
             else:
                 found.append("The forecast of the held-out days beats the prior and persistence.")
+        if self.choice.estimator in BIASED:
+            found.insert(0, f"GRADIENT BIASED: {self.choice.estimator} is for comparison only.")
         return " ".join(found)
 
 
