@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -235,7 +236,7 @@ class _Reader:
         self.key = f"{contagion.name}.{output.kind}"
         self.state = f"state:{contagion.name}.stage"
         self.arrows = [spec.edges[row] for row in self.rows] if output.kind == "flow" else []
-        self.of_agent = torch.from_numpy(weights[spec.classes].copy())[:, None]
+        self.spec, self.by_class = spec, weights
         # In a shard of many institutions, an output that is one's own looks at its few classes alone.
         counted = np.flatnonzero(weights)
         few = counted.size < weights.size
@@ -243,6 +244,11 @@ class _Reader:
         weights = weights[counted] if few else weights
         self.words = torch.from_numpy(ring.encode(weights))[:, None]
         self.weights = torch.from_numpy(weights.copy())[:, None]
+
+    @cached_property
+    def of_agent(self) -> Tensor:
+        """Weight of each agent, which only derivatives agent by agent need: 8 bytes each [agents, 1]."""
+        return torch.from_numpy(self.by_class[self.spec.classes].copy())[:, None]
 
     def by_agent(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
         old, new = before[self.state], after[self.state]
