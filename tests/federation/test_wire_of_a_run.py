@@ -85,9 +85,9 @@ class _Clinics:
             original = getattr(CrypTenSum, opening)
 
             @functools.wraps(original)
-            def opened(engine: CrypTenSum, round: Any, words: NDArray[np.int64], flags: Any) -> Any:
+            def opened(engine: CrypTenSum, round: Any, words: NDArray[np.int64], *others: Any) -> Any:
                 self.contributions[engine.me, round.tensor].append(words.copy())
-                return original(engine, round, words, flags)
+                return original(engine, round, words, *others)
 
             return opened
 
