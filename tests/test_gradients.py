@@ -180,7 +180,8 @@ def test_the_audit_accepts_the_tangent_in_a_well_mixed_city():
     )
     city = lpm.Groups("city", of=np.zeros(3000, dtype=int), groups=1, shared=True)
     model = lpm.Model(lpm.Population(3000), [city], [sir], outputs={"new": lpm.flow("S -> I")})
-    audit = audit_gradients(model, np.array([0.5]), steps=15, seed=1)
+    # Alternates are right here too, and which of the two is chosen is a question of time, which no test measures.
+    audit = audit_gradients(model, np.array([0.5]), steps=15, seed=1, estimators=["tangent"])
     assert audit.chosen == "tangent", audit
 
 
