@@ -39,8 +39,9 @@ __all__ = [
     "simulate_command",
 ]
 
-_AUDIT_AGENTS = 4000
-"""Of a federation's gradient audit: a bias comes from how people meet and hardly from how many there are."""
+_AUDIT_AGENTS, _AUDIT_SEEDS = 4000, 8
+"""Of a federation's gradient audit: a bias comes from how people meet and hardly from how many there are; and what is
+still open after these runs is left to finite differences, since everybody waits for the verdict."""
 _LOCAL = Fact("One owner", "Everybody's people and series are in one owner's processes: no privacy is claimed.", True)
 
 
@@ -429,6 +430,7 @@ def _audited(run: Run, options: Options, scenario: Scenario) -> str:
             np.array([scenario.defaults[parameter.name] for parameter in model.parameters]),
             steps=scenario.steps,
             seed=seed,
+            seeds=_AUDIT_SEEDS,
             estimators=candidates(model, one_process=False),
             step=scenario.gradient.step,
         )
