@@ -244,7 +244,8 @@ class Scenario:
     def code(self) -> str:
         """SHA-256 of the files in its folder, as hex: what an institution's policy allows by.
 
-        Series (`observed_*`) are no code: each belongs to one institution, and nobody else's process opens it.
+        Series (`observed_*`) are no code: each belongs to one institution, and nobody else's process opens it. What a
+        model calls of `lpm` is the institution's own installation, which the hash doesn't cover.
         """
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):

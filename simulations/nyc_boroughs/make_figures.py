@@ -14,7 +14,7 @@ import gzip
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,15 @@ AGES_90_OF_80 = 0.2
 
 HOME_SHARE = 0.8
 """Share of people whose time out of home, work and school is spent mostly in their own borough: an assumption."""
+
+DAYS = ("2020-02-24", "2020-07-03")
+"""First and last day of the mobility series."""
+
+EVENTS = {
+    "public schools closed to pupils": "schools_closed",
+    "face covering required in public where distancing is impossible (EO 202.17)": "face_covering",
+}
+"""Measure, as the source says it → its name here."""
 
 REFERENCE_AGENTS = 20_000
 """The population for which groups are merged until each has people of every borough."""
@@ -142,6 +151,9 @@ SOURCES: Mapping[str, Source] = {
     ),
 }
 """Full file → where it can be downloaded."""
+
+PEOPLE_AND_WORK = ("population/nys_county_age_sex_2019.csv", "population/commute_flows_borough_acs2011_2015.csv")
+"""The files that say who lives where and works where."""
 
 
 def read(folder: Path, name: str, known: Mapping[str, Source] = SOURCES) -> list[dict[str, str]]:
@@ -397,10 +409,18 @@ def disease(folder: Path, out: Path) -> None:
     )
 
 
-def drivers(folder: Path, out: Path) -> None:
-    """Tables `mobility.csv` and `dates.csv`."""
+def drivers(folder: Path, out: Path, days: tuple[str, str], events: Mapping[str, str], what: str) -> None:
+    """Tables `mobility.csv` and `dates.csv`.
+
+    Args:
+        folder: of the full files.
+        out: of the tables.
+        days: first and last day of the source's series.
+        events: measure, as the source says it → name in the table.
+        what: the dates are, for their table.
+    """
     name = "econ_tracker/google_mobility_nyc_daily.csv"
-    rows = [r for r in read(folder, name) if "2020-02-24" <= r["date"] <= "2020-07-03"]
+    rows = [r for r in read(folder, name) if days[0] <= r["date"] <= days[1]]
     kinds = ("retail_and_recreation", "grocery_and_pharmacy", "transit_stations", "workplaces")
     # The published value of a day is the mean of that day and the six before it: it tells of three days earlier.
     write(
@@ -416,14 +436,10 @@ def drivers(folder: Path, out: Path) -> None:
         ],
     )
     name = "policy/nyc_interventions.csv"
-    events = {
-        "public schools closed to pupils": "schools_closed",
-        "face covering required in public where distancing is impossible (EO 202.17)": "face_covering",
-    }
     write(
         out,
         "dates.csv",
-        what="Dates of measures in New York City; `unverified` dates were written down from memory.",
+        what=what,
         sources=[name],
         changes="two rows selected, renamed.",
         columns=("event", "date", "checked"),
@@ -468,33 +484,65 @@ def observed(folder: Path, out: Path) -> None:
     )
 
 
+def elsewhere(population: NDArray[np.float64], workers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where people of a borough are who spend their time in another one [home, borough]: half by commuting, half by
+    the other's population.
+    """
+    apart = 1 - np.eye(len(population))
+    commuting, attraction = workers[:, :-1] * apart, population.sum(axis=1)[None, :] * apart
+    away: NDArray[np.float64] = sum(0.5 * flow / flow.sum(axis=1, keepdims=True) for flow in (commuting, attraction))
+    return away
+
+
 def groups(out: Path, population: NDArray[np.float64], workers: NDArray[np.float64], jobs: NDArray[np.float64]) -> None:
     """Tables `visits.csv`, `community_cells.csv` and `work_strata.csv`: the shared groups and who is in them."""
     keys = list(INSTITUTIONS)
-    agents_per_person = REFERENCE_AGENTS / population.sum()
-    commuting = workers[:, :-1] * (1 - np.eye(len(keys)))
-    attraction = population.sum(axis=1)[None, :] * (1 - np.eye(len(keys)))
-    away = sum(0.5 * flow / flow.sum(axis=1, keepdims=True) for flow in (commuting, attraction))
-    visits = HOME_SHARE * np.eye(len(keys)) + (1 - HOME_SHARE) * away
-    used = ["population/nys_county_age_sex_2019.csv", "population/commute_flows_borough_acs2011_2015.csv"]
+    visits = HOME_SHARE * np.eye(len(keys)) + (1 - HOME_SHARE) * elsewhere(population, workers)
     write(
         out,
         "visits.csv",
         what="Share of the people of a borough whose time out of home, work and school is spent mostly in a zone. "
         "Unit: 1. ASSUMED: no survey was found.",
-        sources=used,
+        sources=PEOPLE_AND_WORK,
         changes=f"{HOME_SHARE:g} at home; the rest half by commuting, half by the population of the other borough.",
         columns=("home", "zone", "share"),
         rows=[(h, z, float(visits[i, j])) for i, h in enumerate(keys) for j, z in enumerate(keys)],
     )
+    merged(out, dict(zip(keys, visits.T, strict=True)), REFERENCE_AGENTS, population, workers, jobs)
+
+
+def merged(
+    out: Path,
+    present: Mapping[str, NDArray[np.float64]],
+    agents: int,
+    population: NDArray[np.float64],
+    workers: NDArray[np.float64],
+    jobs: NDArray[np.float64],
+    *,
+    used: Sequence[str] = PEOPLE_AND_WORK,
+    known: Mapping[str, Source] = SOURCES,
+) -> None:
+    """Tables `community_cells.csv` and `work_strata.csv`: groups merged until people of every borough are in each.
+
+    Args:
+        out: of the tables.
+        present: zone → share of each borough's people who spend their time there [borough].
+        agents: population for which the rule holds.
+        population: people [borough, age class].
+        workers: [borough, borough of work (the last is outside)].
+        jobs: share of jobs [borough, stratum].
+        used: full files that `present` comes from.
+        known: where they can be had.
+    """
+    agents_per_person = agents / population.sum()
     rule = (
-        f"expected agents at {REFERENCE_AGENTS} in all; neighbouring classes of a zone merged until every group "
+        f"expected agents at {agents} in all; neighbouring classes of a zone merged until every group "
         f"expects {MINIMUM_PEOPLE} agents and {MINIMUM_EACH:g} of every borough."
     )
     rows: list[tuple[object, ...]] = []
     first = 0
-    for j, zone in enumerate(keys):
-        expected = agents_per_person * visits[:, j][:, None] * population
+    for zone, here in present.items():
+        expected = agents_per_person * here[:, None] * population
         of = merge(expected, MINIMUM_PEOPLE, MINIMUM_EACH)
         for c, age in enumerate(AGE_CLASSES):
             rows.append((zone, age, first + of[c], float(expected[:, c].sum()), float(expected[:, c].min())))
@@ -508,9 +556,10 @@ def groups(out: Path, population: NDArray[np.float64], workers: NDArray[np.float
         changes=rule,
         columns=("zone", "age", "cell", "expected", "fewest"),
         rows=rows,
+        known=known,
     )
     rows, first = [], 0
-    for j, place in enumerate(keys):
+    for j, place in enumerate(INSTITUTIONS):
         expected = agents_per_person * workers[:, j][:, None] * jobs[j][None, :]
         of = merge(expected, MINIMUM_PEOPLE, MINIMUM_EACH)
         for s, stratum in enumerate(STRATA):
@@ -523,7 +572,7 @@ def groups(out: Path, population: NDArray[np.float64], workers: NDArray[np.float
         "work_strata.csv",
         what="Shared workplace groups: the group of a borough of work and an industry stratum, the agents expected in "
         "it, in all and of the borough with fewest. Unit: agents.",
-        sources=[*used, "population/employment_by_industry_borough_qcew_2017.csv"],
+        sources=[*PEOPLE_AND_WORK, "population/employment_by_industry_borough_qcew_2017.csv"],
         changes=rule,
         columns=("work", "stratum", "group", "expected", "fewest"),
         rows=rows,
@@ -546,18 +595,19 @@ def make(folder: Path, out: Path) -> None:
     workers, jobs = work(folder, out)
     contacts(folder, out)
     disease(folder, out)
-    drivers(folder, out)
+    dates = "Dates of measures in New York City; `unverified` dates were written down from memory."
+    drivers(folder, out, DAYS, EVENTS, dates)
     observed(folder, out)
     groups(out, population, workers, jobs)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], make: Callable[[Path, Path], None], out: Path) -> int:
     """Run from the command line; returns the exit code."""
     given = arguments[0] if arguments else os.environ.get("LPM_DATA", "")
     try:
         if not given:
             raise InputError("No folder of full files is given.", "Name it in LPM_DATA or as the argument.")
-        make(Path(given), Path(__file__).resolve().parent / "figures")
+        make(Path(given), out)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -565,4 +615,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], make, Path(__file__).resolve().parent / "figures"))

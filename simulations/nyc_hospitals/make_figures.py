@@ -10,8 +10,6 @@ and their catchments, neighbourhoods, weekly beds, and what came before the wave
 from __future__ import annotations
 
 import datetime as dt
-import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.errors import InputError
-from lpm.population.cells import merge
 from simulations.nyc_boroughs import make_figures as boroughs
-from simulations.nyc_boroughs.make_figures import AGE_CLASSES, STRATA, Source, read, write
-
-log = logging.getLogger(__name__)
+from simulations.nyc_boroughs.make_figures import Source, read, write
 
 HOSPITALS = {
     "330009": "bronx_lebanon",
@@ -93,17 +87,17 @@ neighbourhood, and anywhere in its borough; the rest is in other boroughs. Assum
 REFERENCE_AGENTS = 42_000
 """The population for which groups are merged until each has people of every borough."""
 
-MINIMUM_PEOPLE = 10
-"""Agents expected in a shared group, at least."""
-
-MINIMUM_EACH = 1.0
-"""Agents of every borough expected in a shared group, at least."""
-
 FIRST_WEEK, LAST_WEEK = "2020-07-31", "2021-03-26"
 """Core weeks that are shipped; the week after is missing in the source."""
 
 SUPPRESSED, BELOW = -999999.0, 4
 """A published mean below four is given as this mark; rounded to whole patients it is 0 to 4."""
+
+DAYS = ("2020-10-01", "2021-03-04")
+"""First and last day of the mobility series."""
+
+EVENTS = {"public schools closed again (3% positivity)": "schools_closed", "elementary schools reopen": "reopened"}
+"""Measure, as the source says it → its name here."""
 
 SEEDING = ("2020-10-02", "2020-10-15")
 """The two weeks before the start, whose cases say where the wave begins."""
@@ -273,43 +267,6 @@ def before(folder: Path, out: Path) -> None:
     )
 
 
-def drivers(folder: Path, out: Path) -> None:
-    """Tables `mobility.csv` and `dates.csv`."""
-    name = "econ_tracker/google_mobility_nyc_daily.csv"
-    rows = [r for r in read(folder, name, SOURCES) if "2020-10-01" <= r["date"] <= "2021-03-04"]
-    kinds = ("retail_and_recreation", "grocery_and_pharmacy", "transit_stations", "workplaces")
-    # The published value of a day is the mean of that day and the six before it: it tells of three days earlier.
-    write(
-        out,
-        "mobility.csv",
-        what="Visits in New York City against 2020-01-03 to 02-06: centred 7-day means. Unit: fraction change.",
-        sources=[name],
-        changes="four place categories; dates moved back by three days (the source gives trailing 7-day means).",
-        columns=("date", *(kind.split("_")[0] for kind in kinds)),
-        rows=[
-            (earlier["date"], *(float(later["gps_" + kind]) for kind in kinds))
-            for earlier, later in zip(rows[:-3], rows[3:], strict=True)
-        ],
-        known=SOURCES,
-    )
-    name = "policy/nyc_interventions.csv"
-    events = {"public schools closed again (3% positivity)": "schools_closed", "elementary schools reopen": "reopened"}
-    write(
-        out,
-        "dates.csv",
-        what="Dates of measures in New York City.",
-        sources=[name],
-        changes="two rows selected, renamed.",
-        columns=("event", "date", "checked"),
-        rows=[
-            (events[r["event"]], r["date"], r["verified"].split()[0])
-            for r in read(folder, name, SOURCES)
-            if r["event"] in events
-        ],
-        known=SOURCES,
-    )
-
-
 def groups(
     out: Path,
     population: NDArray[np.float64],
@@ -325,19 +282,13 @@ def groups(
     borough_of = [keys.index(borough) for borough, count in NEIGHBOURHOODS.items() for _ in range(count)]
     names = [f"{borough}_{k + 1}" for borough, count in NEIGHBOURHOODS.items() for k in range(count)]
     size = np.array([1.0 / NEIGHBOURHOODS[keys[b]] for b in borough_of])  # neighbourhoods of a borough are equal
-    commuting = workers[:, :-1] * (1 - np.eye(len(keys)))
-    attraction = population.sum(axis=1)[None, :] * (1 - np.eye(len(keys)))
-    away = sum(0.5 * flow / flow.sum(axis=1, keepdims=True) for flow in (commuting, attraction))
+    away = boroughs.elsewhere(population, workers)
     visits = np.zeros((len(home), len(names)))
     for h, b in enumerate(owner):
         visits[h] = (1 - OWN_SHARE - BOROUGH_SHARE) * away[b][borough_of] * size
         visits[h] += BOROUGH_SHARE * size * (np.array(borough_of) == b)
         visits[h, zone[h]] += OWN_SHARE
-    used = [
-        "population/nys_county_age_sex_2019.csv",
-        "population/commute_flows_borough_acs2011_2015.csv",
-        "hospital/facilities_nyc.csv",
-    ]
+    used = [*boroughs.PEOPLE_AND_WORK, "hospital/facilities_nyc.csv"]
     institutions = list(HOSPITALS.values())
     write(
         out,
@@ -351,52 +302,9 @@ def groups(
         rows=[(name, *(f"{v:.4g}" for v in visits[h])) for h, name in enumerate(institutions)],
         known=SOURCES,
     )
-    agents_per_person = REFERENCE_AGENTS / population.sum()
-    rule = (
-        f"expected agents at {REFERENCE_AGENTS} in all; neighbouring classes of a zone merged until every group "
-        f"expects {MINIMUM_PEOPLE} agents and {MINIMUM_EACH:g} of the people of every borough."
-    )
-    member = np.eye(len(keys))[owner]
-    by_borough = member.T @ (share[:, None] * visits)  # [home borough, zone]
-    rows: list[tuple[object, ...]] = []
-    first = 0
-    for j, name in enumerate(names):
-        expected = agents_per_person * by_borough[:, j][:, None] * population
-        of = merge(expected, MINIMUM_PEOPLE, MINIMUM_EACH)
-        for c, age in enumerate(AGE_CLASSES):
-            rows.append((name, age, first + of[c], float(expected[:, c].sum()), float(expected[:, c].min())))
-        first += max(of) + 1
-    write(
-        out,
-        "community_cells.csv",
-        what="Shared community groups: the group (cell) of a neighbourhood and an age class (lower end, years), the "
-        "agents expected in the class, in all and of the borough with fewest. Unit: agents.",
-        sources=used,
-        changes=rule,
-        columns=("zone", "age", "cell", "expected", "fewest"),
-        rows=rows,
-        known=SOURCES,
-    )
-    rows, first = [], 0
-    for j, place in enumerate(keys):
-        expected = agents_per_person * workers[:, j][:, None] * jobs[j][None, :]
-        of = merge(expected, MINIMUM_PEOPLE, MINIMUM_EACH)
-        for s, stratum in enumerate(STRATA):
-            rows.append((place, stratum, first + of[s], float(expected[:, s].sum()), float(expected[:, s].min())))
-        first += max(of) + 1
-    expected = agents_per_person * workers[:, -1]
-    rows.append(("outside", "all", first, float(expected.sum()), float(expected.min())))
-    write(
-        out,
-        "work_strata.csv",
-        what="Shared workplace groups: the group of a borough of work and an industry stratum, the agents expected in "
-        "it, in all and of the borough with fewest. Unit: agents.",
-        sources=[*used[:2], "population/employment_by_industry_borough_qcew_2017.csv"],
-        changes=rule,
-        columns=("work", "stratum", "group", "expected", "fewest"),
-        rows=rows,
-        known=SOURCES,
-    )
+    by_borough = np.eye(len(keys))[owner].T @ (share[:, None] * visits)  # [home borough, zone]
+    present = dict(zip(names, by_borough.T, strict=True))
+    boroughs.merged(out, present, REFERENCE_AGENTS, population, workers, jobs, used=used, known=SOURCES)
 
 
 def make(folder: Path, out: Path) -> None:
@@ -417,23 +325,10 @@ def make(folder: Path, out: Path) -> None:
     boroughs.disease(folder, out)
     (out / "serology.csv").unlink()  # of the first wave; `immunity.csv` has it
     before(folder, out)
-    drivers(folder, out)
+    boroughs.drivers(folder, out, DAYS, EVENTS, "Dates of measures in New York City.")
     observed(folder, out)
     groups(out, population, workers, jobs, *hospitals(folder, out))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run from the command line; returns the exit code."""
-    given = arguments[0] if arguments else os.environ.get("LPM_DATA", "")
-    try:
-        if not given:
-            raise InputError("No folder of full files is given.", "Name it in LPM_DATA or as the argument.")
-        make(Path(given), Path(__file__).resolve().parent / "figures")
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(boroughs.main(sys.argv[1:], make, Path(__file__).resolve().parent / "figures"))

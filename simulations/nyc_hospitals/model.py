@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,29 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lpm
-from lpm.errors import InputError
 from lpm.institution_effect import InstitutionEffect
 from lpm.observation import CountSeries, Observation
-from lpm.population.cells import cell_mixing, class_of, rows
-from lpm.population.synthesis import Margins, Stream, apportion, divide, place, synthesise
+from lpm.population.city import City, tables
 from lpm.scenario import Scenario
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 
-TEAM = 12
-"""People in a small workplace team."""
-
-CLASS = 20
-"""Pupils in a school class."""
-
-SCHOOL_AGES = (5, 18)
-"""Ages at school, from and below, years."""
-
 TEAM_SHARE = 0.5
 """Share of contacts at work that are with the own team; the rest is with the wider stratum. An assumption."""
-
-ABROAD = 0.2
-"""Share of community contacts met anywhere in the city and not in one's own neighbourhood. An assumption."""
 
 HOME = 0.3
 """Transmission per contact at home against elsewhere, as in the world of five boroughs."""
@@ -77,177 +62,37 @@ BURN_IN = 14
 """First days that no likelihood sees: their patients were infected before the start."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figures:
     """The public tables, read once.
 
     Attributes:
-        institutions: the hospitals, in the order of the tables.
-        borough: of each hospital, by number.
+        city: boroughs, hospitals, their catchments, where people meet; the disease, mobility and dates.
         special: whether it is a hospital for one kind of patient [hospitals].
-        margins: by borough, what is known of its people.
-        people: of each catchment [hospitals].
-        ages: lower ends of the age classes.
-        visits: share of a catchment's people in each neighbourhood [hospital, neighbourhood].
-        cells: community group of a neighbourhood and age class [neighbourhood, age class].
-        mixing: community contacts per day between groups [cells, cells].
-        employment: share with a job by single year of age [85].
-        workplaces: by borough: (people working there [places], group of each place [places]).
-        borough_people: by borough.
-        work_groups: shared groups of work.
-        contacts: setting → contacts per day.
-        prognosis: column → by age class.
-        days: transition → (mean, sd) in days.
-        mobility: date → change of visits in the community and at work, as fractions.
-        dates: event → date.
         seeding: cases per head before the start against the city's, by borough.
     """
 
-    institutions: tuple[str, ...]
-    borough: tuple[int, ...]
+    city: City
     special: tuple[bool, ...]
-    margins: tuple[Margins, ...]
-    people: NDArray[np.float64]
-    ages: tuple[int, ...]
-    visits: NDArray[np.float64]
-    cells: NDArray[np.int64]
-    mixing: NDArray[np.float64]
-    employment: NDArray[np.float64]
-    workplaces: tuple[tuple[NDArray[np.float64], NDArray[np.int64]], ...]
-    borough_people: NDArray[np.float64]
-    work_groups: int
-    contacts: Mapping[str, float]
-    prognosis: Mapping[str, NDArray[np.float64]]
-    days: Mapping[str, tuple[float, float]]
-    mobility: Mapping[dt.date, tuple[float, float]]
-    dates: Mapping[str, dt.date]
     seeding: NDArray[np.float64]
 
 
 @cache
 def figures() -> Figures:
     """The public tables."""
-    table = {path.stem: rows(path) for path in sorted(FIGURES.glob("*.csv")) if not path.stem.startswith("observed")}
-    boroughs = tuple(r["institution"] for r in table["households"])
-    bands = sorted({int(r["age"]) for r in table["people"]})
-    ages = tuple(int(r["age"]) for r in table["prognosis"])
-    margins, by_class = [], np.zeros((len(boroughs), len(ages)))
-    for b, h in enumerate(table["households"]):
-        people = np.zeros((len(bands), 2))
-        for r in table["people"]:
-            if r["institution"] == h["institution"]:
-                people[bands.index(int(r["age"])), int(r["sex"] == "male")] += float(r["people"])
-        by_class[b] = np.bincount(class_of(np.array(bands), ages), people.sum(axis=1), len(ages))
-        total = float(h["households"])
-        margins.append(
-            Margins(
-                bands,
-                people,
-                np.array([float(r["share"]) for r in table["household_sizes"] if r["institution"] == h["institution"]]),
-                with_children=float(h["with_children"]) / total,
-                alone_old=float(h["alone_65"]) / float(h["alone"]),
-                couples=(float(h["spouses"]) + float(h["unmarried_partners"])) / total,
-            )
-        )
-    hospitals = table["hospitals"]
-    borough = tuple(boroughs.index(r["borough"]) for r in hospitals)
-    share = np.array([float(r["share"]) for r in hospitals])
-    zones = tuple(r["zone"] for r in table["neighbourhoods"])
-    visits = np.array([[float(r[zone]) for zone in zones] for r in table["visits"]])
-    cells = np.array([int(r["cell"]) for r in table["community_cells"]]).reshape(len(zones), len(ages))
-    present = visits.T @ (share[:, None] * by_class[list(borough)])
-    groups = {(r["work"], r["stratum"]): int(r["group"]) for r in table["work_strata"]}
-    group_of = np.array(list(groups.values()))
-    workers: dict[str, list[float]] = defaultdict(list)
-    jobs = {(r["work"], r["stratum"]): float(r["jobs"]) for r in table["jobs"]}
-    for r in table["commute"]:
-        here = {s: n for (place_, s), n in jobs.items() if place_ == r["work"]} or {"all": 1.0}
-        workers[r["home"]] += [float(r["workers"]) * n / sum(here.values()) for n in here.values()]
+    table = tables(FIGURES)
+    hospitals, zones = table["hospitals"], [r["zone"] for r in table["neighbourhoods"]]
+    city = City.from_tables(
+        table,
+        np.array([[float(r[zone]) for zone in zones] for r in table["visits"]]),
+        institutions=[r["institution"] for r in hospitals],
+        home=[r["borough"] for r in hospitals],
+        share=np.array([float(r["share"]) for r in hospitals]),
+    )
     cases = np.array([float(r["cases"]) for r in table["cases"]])
-    city = by_class.sum(axis=1)
-    return Figures(
-        tuple(r["institution"] for r in hospitals),
-        borough,
-        tuple(r["kind"] == "special" for r in hospitals),
-        tuple(margins),
-        share * city[list(borough)],
-        ages,
-        visits,
-        cells,
-        cell_mixing(table["community_mixing"], ages, cells, present, ABROAD),
-        np.array([float(r["share"]) for r in table["employment"]]),
-        tuple((np.array(workers[name]), group_of) for name in boroughs),
-        city,
-        int(group_of.max()) + 1,
-        {r["setting"]: float(r["contacts"]) for r in table["contacts"]},
-        {column: np.array([float(r[column]) for r in table["prognosis"]]) for column in table["prognosis"][0]},
-        {r["transition"]: (float(r["mean"]), float(r["sd"])) for r in table["durations"]},
-        {
-            dt.date.fromisoformat(r["date"]): (
-                (float(r["retail"]) + float(r["grocery"]) + float(r["transit"])) / 3.0,
-                float(r["workplaces"]),
-            )
-            for r in table["mobility"]
-        },
-        {r["event"]: dt.date.fromisoformat(r["date"]) for r in table["dates"]},
-        (cases / city) / (cases.sum() / city.sum()),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Catchment:
-    """One hospital's people and the groups they are in, each array [agents]."""
-
-    age: NDArray[np.int8]
-    household: NDArray[np.int64]
-    school: NDArray[np.int64]
-    team: NDArray[np.int64]
-    work: NDArray[np.int64]
-    community: NDArray[np.int64]
-
-
-def catchment(institution: str, agents: int, seed: int) -> Catchment:
-    """The people of one hospital's catchment.
-
-    Args:
-        institution: its name.
-        agents: agents of the whole city; the hospital's are its catchment's share of them.
-        seed: of the people.
-
-    Raises:
-        InputError: for an unknown hospital, or so few agents that it has none.
-    """
-    f = figures()
-    if institution not in f.institutions:
-        raise InputError(f"There is no institution {institution!r}: there are {', '.join(f.institutions)}.")
-    number = f.institutions.index(institution)
-    borough = f.borough[number]
-    own = int(apportion(agents, f.people)[number])
-    if own < 1:
-        raise InputError(f"{agents} agents leave none for {institution}.", "Raise --agents.")
-    made = synthesise(f.margins[borough], own, Stream(seed, institution, "people"))
-    age_class = class_of(made.age, f.ages)
-    zone = place(age_class, f.visits[number], Stream(seed, institution, "community"))
-    pupils = np.where((made.age >= SCHOOL_AGES[0]) & (made.age < SCHOOL_AGES[1]), made.age.astype(np.int64), -1)
-
-    count, group_of = f.workplaces[borough]
-    employed = int(np.rint(own * count.sum() / f.borough_people[borough]))
-    profile = f.employment[np.minimum(made.age, f.employment.size - 1)]
-    chooser = Stream(seed, institution, "employment")
-    workers = chooser.choose(profile, min(employed, int(np.count_nonzero(profile))))
-    seats = np.searchsorted(
-        np.rint(np.cumsum(count) / count.sum() * workers.size), np.arange(workers.size), side="right"
-    )
-    stratum = np.full(own, -1, dtype=np.int64)
-    stratum[workers[chooser.order(workers.size)]] = seats
-    return Catchment(
-        made.age,
-        made.household.astype(np.int64),
-        divide(pupils, CLASS, Stream(seed, institution, "school")),
-        divide(stratum, TEAM, Stream(seed, institution, "team")),
-        np.where(stratum >= 0, group_of[stratum], f.work_groups),
-        f.cells[zone, age_class],
-    )
+    people = np.array([borough.people for borough in city.districts])
+    seeding = (cases / people) / (cases.sum() / people.sum())
+    return Figures(city, tuple(r["kind"] == "special" for r in hospitals), seeding)
 
 
 def build(scenario: Scenario, institutions: Sequence[str], *, agents: int, seed: int) -> lpm.Model:
@@ -259,58 +104,18 @@ def build(scenario: Scenario, institutions: Sequence[str], *, agents: int, seed:
         agents: agents of the whole city.
         seed: of the people; the same people for any way whole catchments are put together.
     """
-    f = figures()
-    parts = [catchment(name, agents, seed) for name in institutions]
-    numbers = [f.institutions.index(name) for name in institutions]
-    age_class = np.concatenate([class_of(s.age, f.ages) for s in parts])
-    owner = np.repeat(np.arange(len(parts)), [s.age.size for s in parts])
-    ids = np.concatenate(
-        [
-            (np.uint64(number + 1) << np.uint64(40)) + np.arange(s.age.size, dtype=np.uint64)
-            for number, s in zip(numbers, parts, strict=True)
-        ]
-    )
-
-    def joined(name: str) -> NDArray[np.int64]:
-        own = [getattr(s, name) for s in parts]
-        offsets = np.cumsum([0, *(int(p.max()) + 1 for p in own[:-1])])
-        return np.concatenate([np.where(p < 0, -1, p + o) for p, o in zip(own, offsets, strict=True)])
-
-    people = lpm.Population(
-        agents=ids.size,
-        ids=ids,
-        attributes={"record_class": owner * len(f.ages) + age_class, "age": np.concatenate([s.age for s in parts])},
-        weight=float(f.people.sum()) / agents,
-    )
-    at_work = np.append(np.ones(f.work_groups), 0.0)  # the last group is of those without work: nobody meets there
-    networks = [
-        lpm.Groups("household", of=joined("household")),
-        lpm.Groups("school", of=joined("school")),
-        lpm.Groups("team", of=joined("team")),
-        lpm.Groups(
-            "work",
-            of=np.concatenate([s.work for s in parts]),
-            groups=f.work_groups + 1,
-            shared=True,
-            mixing=np.diag(at_work),
-        ),
-        lpm.Groups(
-            "community",
-            of=np.concatenate([s.community for s in parts]),
-            groups=int(f.cells.max()) + 1,
-            shared=True,
-            mixing=f.mixing,
-        ),
-    ]
-    p = {name: np.tile(values, len(parts)) for name, values in f.prognosis.items()}
+    city = figures().city
+    people, networks = city.shard(institutions, agents, seed)
+    seeding = figures().seeding[[city.home[city.institutions.index(name)] for name in institutions]]
+    p = {name: np.tile(values, len(institutions)) for name, values in city.prognosis.items()}
     severe = p["p_severe"] / p["p_symptomatic"]
-    hospital = np.repeat(np.arange(len(parts)), len(f.ages))
+    hospital = np.repeat(np.arange(len(institutions)), len(city.ages))
     return lpm.Model(
         people,
         networks=networks,
         protocols=[
             _series(scenario),
-            _disease(scenario, p, np.repeat(f.seeding[[f.borough[number] for number in numbers]], len(f.ages))),
+            _disease(scenario, p, np.repeat(seeding, len(city.ages))),
         ],
         outputs={
             "infections": lpm.flow("S -> E"),
@@ -323,18 +128,14 @@ def build(scenario: Scenario, institutions: Sequence[str], *, agents: int, seed:
             f"census/{name}": lpm.count("T H", thin=severe * (hospital == k)) for k, name in enumerate(institutions)
         },
         start=scenario.start,
-        class_counts={"record_class": len(parts) * len(f.ages)},
+        class_counts={"record_class": hospital.size},
     )
 
 
 def _series(scenario: Scenario) -> lpm.Series:
     """Drivers from public figures, a value a day from the start to the end of the mobility series."""
-    f = figures()
-    if scenario.start not in f.mobility:
-        raise InputError(
-            f"scenario.start is {scenario.start}: mobility runs from {min(f.mobility)} to {max(f.mobility)}."
-        )
-    days = [day for day in f.mobility if day >= scenario.start]
+    f = figures().city
+    days = f.from_day(scenario.start)
 
     def at_school(day: dt.date) -> float:
         closed, reopened = f.dates["schools_closed"], f.dates["reopened"]
@@ -365,7 +166,7 @@ def _disease(scenario: Scenario, p: Mapping[str, NDArray[np.float64]], seeding: 
     who is in bed is counted with the probability of it at their age. Nobody infects from there. Q are those whose stage
     at the start is still to be drawn.
     """
-    f = figures()
+    f = figures().city
     transmissibility, distancing, season, initial, immune, stay = (
         scenario.parameter(name) for name in ("transmissibility", "distancing", "season", "initial", "immune", "stay")
     )
@@ -457,7 +258,7 @@ def observation(scenario: Scenario, institution: str, data: Path | None) -> Inst
         values=np.where(early, math.nan, whole.values),
         intervals=np.where(early[:, None], math.nan, whole.intervals),
     )
-    special = f.special[f.institutions.index(institution)]
+    special = f.special[f.city.institutions.index(institution)]
     return InstitutionEffect(
         Observation(institution, scenario.start, [series]),
         BETWEEN_SPECIAL if special else BETWEEN,
