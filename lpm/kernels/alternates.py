@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.errors import InputError
-from lpm.kernels import clusters
+from lpm.kernels import clusters, evolution, offers
 from lpm.kernels.clusters import Day, Flips, Frame, Fresh, Slots
 from lpm.kernels.cpu import Fused
 from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
@@ -223,7 +223,7 @@ class _Clusters:
         word = uniform.astype(np.int64)
         most = int(((word >= window[0]) & (word < window[-1])).sum())
         flips, fresh = _flips(most), _fresh(0)
-        clusters.decide_start(uniform, free, window, np.array(drawn, dtype=np.int64), flips)
+        offers.decide_start(uniform, free, window, np.array(drawn, dtype=np.int64), flips)
         # Shaped as an exit from stage 0 into each stage drawn.
         weight = np.zeros((len(spec.stages), len(drawn), spec.class_count, self.parameters + 1))
         safe = np.where(width > 0, width, 1.0)
@@ -265,8 +265,8 @@ class _Clusters:
         touched = np.empty(most, dtype=np.int32)
         room = int(slots.held[active].sum()) + int(fresh.length[0]) + most
         member, alternative = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int8)
-        count = clusters.offer(frame, day, slots, flips, fresh, touched, 0)
-        used, count = clusters.evolve(
+        count = offers.offer(frame, day, slots, flips, fresh, touched, 0)
+        used, count = evolution.evolve(
             stage,
             after,
             words,
@@ -286,12 +286,12 @@ class _Clusters:
         touched = touched[:count]
         imports = np.empty((count, self.parameters + 1))
         winners = np.empty(count, dtype=np.int32)
-        found = clusters.resolve(
+        found = evolution.resolve(
             stage, after, frame, day, slots, flips, fresh, touched, member, alternative, used, imports, flow, winners
         )
         self.active[lane], self.member[lane], self.alternative[lane] = winners[:found].copy(), member, alternative
         counted = np.zeros((*self.count.shape[:2], self.parameters))
-        clusters.survey(after, frame, slots, self.active[lane], member, alternative, touched, counted)
+        evolution.survey(after, frame, slots, self.active[lane], member, alternative, touched, counted)
         self.count[:, :, lane] = counted
 
     def advance(
@@ -309,12 +309,12 @@ class _Clusters:
         day, bound = self._day(lane, stage, tables, totals, slopes, address)
         limit = np.maximum(day.exit.max(axis=1, initial=0), day.window.max(axis=1, initial=0))
         low = np.empty(stage.size, dtype=np.int32)
-        low = low[: clusters.near(stage, words, frame, bound, limit, low)]
+        low = low[: offers.near(stage, words, frame, bound, limit, low)]
         after = stage.copy()
         flows = np.zeros((len(spec.edges), spec.class_count), dtype=np.int64)
         flips = _flips(low.size)
         fresh = _fresh(low.size * int((frame.width * (frame.network >= 0)).sum()))
-        clusters.decide(stage, words, low, frame, day, slots, self.member[lane], after, flows, flips, fresh)
+        offers.decide(stage, words, low, frame, day, slots, self.member[lane], after, flows, flips, fresh)
         flow = np.zeros((*self.flow.shape[:2], self.parameters))
         self._settle(lane, stage, after, words, day, flips, fresh, flow)
         self.flow[:, :, lane] = flow
@@ -408,11 +408,11 @@ class _Clusters:
         total = np.zeros((place.cells, self.parameters + 1))
         lists = (self.active[lane], self.member[lane], self.alternative[lane])
         if isinstance(place, Edges):
-            clusters.scatter_edges(
+            evolution.scatter_edges(
                 stage, self.frame, self.slots[lane], *lists, network, *place.readers_by_source, total
             )
         else:
-            clusters.scatter_groups(stage, self.frame, self.slots[lane], *lists, network, total)
+            evolution.scatter_groups(stage, self.frame, self.slots[lane], *lists, network, total)
         return total
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
