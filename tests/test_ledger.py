@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import lpm.privacy.ledger
 from lpm.errors import InputError
 from lpm.oversight import check_ledger
 from lpm.privacy.ledger import Ledger, LedgerBroken, head_file, verify
@@ -57,6 +58,32 @@ def test_a_ledger_as_it_was_written_is_whole_and_goes_on_after_a_restart(written
     assert (found.problems, found.notes) == ((), ()) and found.lines == 7 and found.head == book.head
     assert [entry.kind for entry in found.entries] == ["open", *["task"] * 5, "close"]
     assert written.stat().st_mode & 0o077 == head_file(written).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("after", ["line", "head"])
+def test_a_party_told_to_stop_while_it_writes_leaves_a_whole_ledger(
+    written: Path, north: Identity, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    book = ledger(written, north)
+    book.append("task", {"kind": "evaluate", "trajectory": 5})
+    writes = {"line": "_append", "head": "atomic_write"}[after]
+    really = getattr(lpm.privacy.ledger, writes)
+
+    def interrupted(*arguments: object) -> None:
+        if after == "line":
+            really(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lpm.privacy.ledger, writes, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            book.append("done", {"opened": {}})
+    assert not verify(written).problems
+    book.append("close", {"reason": "it was stopped"})
+    found = verify(written)
+    assert (found.problems, found.notes) == ((), ()) and found.head == book.head
+    assert [entry.kind for entry in found.entries[7:]] == (["close"] if after == "line" else ["done", "close"])
+    assert ledger(written, north).lines == book.lines
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -128,9 +155,9 @@ def test_a_foreign_line_is_found_and_a_foreign_ledger_too(
     # South signs a line that fits the chain.
     other = tmp_path / "other.jsonl"
     other.write_bytes(written.read_bytes())
-    south = load_identity(keys / "parties" / "south")
-    chain = Ledger.__new__(Ledger)
-    chain.path, chain._sign, chain._seq, chain._last = other, south.key.sign, 6, verify(written).head
+    head_file(other).write_bytes(head_file(written).read_bytes())
+    chain = ledger(other, north)
+    chain._sign = load_identity(keys / "parties" / "south").key.sign
     chain.append("task", {})
     assert any("not signed by north" in problem for problem in verify(other).problems)
     # Somebody writes a whole ledger in north's name, under an authority of their own.
@@ -150,8 +177,8 @@ def test_a_key_that_nobody_vouches_for_does_not_take_over(written: Path, keys: P
     foreign = load_identity(tmp_path / "foreign" / "parties" / "north")
     with pytest.raises(LedgerBroken):
         ledger(written, foreign)
-    chain = Ledger.__new__(Ledger)
-    chain.path, chain._sign, chain._seq, chain._last = written, foreign.key.sign, 6, verify(written).head
+    chain = ledger(written, load_identity(keys / "parties" / "north"))
+    chain._sign = foreign.key.sign
     chain.append("key", {"certificate": json.loads(_first(foreign, tmp_path))["body"]["certificate"]})
     assert any("without the old key" in problem for problem in verify(written).problems)
     found, _ = check_ledger(written, keys / "authority" / "authority.pem")

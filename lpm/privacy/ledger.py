@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -85,6 +86,15 @@ class Verdict:
     entries: tuple[Line, ...] = field(repr=False, default=())
 
 
+@dataclass(frozen=True)
+class _End:
+    """Where a ledger ends: how many lines, the digest of the last one, how many bytes."""
+
+    lines: int = 0
+    digest: str = _START
+    size: int = 0
+
+
 def head_file(path: Path) -> Path:
     """The file of a ledger's head."""
     return path.with_suffix(".head")
@@ -119,7 +129,9 @@ class Ledger:
     ) -> None:
         self.path = path
         self._sign = sign
-        self._seq, self._last = 0, _START
+        self._writing = threading.Lock()
+        self._end = _End()
+        self._headed = 0
         torn = _torn(path)
         if torn:
             _cut(path, torn)
@@ -130,7 +142,7 @@ class Ledger:
                     f"The ledger {path} can't be continued: {found.problems[0]}",
                     f"Keep it as evidence and look at it with `lpm verify-log {path}`; then move it away.",
                 )
-            self._seq, self._last = found.lines, found.head
+            self._end = _End(found.lines, found.head, path.stat().st_size)
             if torn:
                 self.append("recovered", {"bytes": torn})
             if found.party != party:
@@ -143,12 +155,12 @@ class Ledger:
     @property
     def head(self) -> str:
         """Hex digest of the last line."""
-        return self._last
+        return self._end.digest
 
     @property
     def lines(self) -> int:
         """How many lines it has."""
-        return self._seq
+        return self._end.lines
 
     def append(self, kind: str, body: Mapping[str, Any]) -> None:
         """Add a line, on the disk before this returns.
@@ -159,26 +171,42 @@ class Ledger:
 
         Raises:
             DiskFull: if there is no room; what was there stays whole.
+
+        Guarantee: a signal that ends this half-way (the party is told to stop) leaves a ledger that the next line
+            continues: what was not yet acknowledged is taken back.
         """
-        content = {
-            "seq": self._seq,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "previous": self._last,
-            "kind": kind,
-            "body": body,
-        }
-        signature = self._sign(_DOMAIN + _canonical(content)).hex()
-        line = _canonical(content | {"signature": signature})
-        before = self.path.stat().st_size if self.path.is_file() else 0
-        try:
-            _append(self.path, line + b"\n")
-        except OSError:
-            _cut_to(self.path, before)
-            raise DiskFull(self.path) from None
-        self._seq, self._last = self._seq + 1, hashlib.sha256(line).hexdigest()
-        head = {"lines": self._seq, "digest": self._last}
+        with self._writing:
+            self._settle()
+            end = self._end
+            content = {
+                "seq": end.lines,
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "previous": end.digest,
+                "kind": kind,
+                "body": body,
+            }
+            signature = self._sign(_DOMAIN + _canonical(content)).hex()
+            line = _canonical(content | {"signature": signature})
+            try:
+                _append(self.path, line + b"\n")
+            except OSError:
+                _cut_to(self.path, end.size)
+                raise DiskFull(self.path) from None
+            # One assignment: an interruption finds either the old end or the new one.
+            self._end = _End(end.lines + 1, hashlib.sha256(line).hexdigest(), end.size + len(line) + 1)
+            self._write_head()
+
+    def _settle(self) -> None:
+        """Undo, or finish, what an interrupted `append` began."""
+        _cut_to(self.path, self._end.size)
+        if self._headed < self._end.lines:
+            self._write_head()
+
+    def _write_head(self) -> None:
+        head = {"lines": self._end.lines, "digest": self._end.digest}
         signature = self._sign(_DOMAIN + _canonical(head)).hex()
         atomic_write(head_file(self.path), _canonical(head | {"signature": signature}) + b"\n", 0o600)
+        self._headed = self._end.lines
 
 
 def verify(path: Path, trust: Trust | None = None, kept_head: str = "") -> Verdict:
