@@ -1,4 +1,6 @@
-"""`lpm client`: one institution's process, from reporting to the coordinator to the end of the session."""
+"""`lpm client`, one institution's process from reporting to the coordinator to the end of the session; and
+`lpm audit-session`, by which it answers for what it sent.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from clients.config import ClientConfig
 
-__all__ = ["client"]
+__all__ = ["audit_session", "client"]
 
 
 def client(
@@ -68,17 +70,17 @@ def client(
         if not parties or len(held) != len(parties):
             raise InputError(f"`--party` names {len(parties)} parties, `--institutions` has {len(held)} lists.")
         config = ClientConfig(
-            scenario=scenario,
+            scenario=scenario.resolve(),
             party=parties[0],
-            keys=own_folder(keys, parties[0]),
-            out=out,
+            keys=own_folder(keys, parties[0]).resolve(),
+            out=out.resolve(),
             coordinator=coordinator,
             institutions=_names(held[0]),
             sharing=sharing,
             agents=agents,
             seed=seed,
             settings=parse_settings(settings or []),
-            data=data,
+            data=None if data is None else data.resolve(),
             checkpoint_every=checkpoint_every,
             resume=resume,
             release_fit=release_fit,
@@ -94,11 +96,48 @@ def client(
         from clients.group import link_logs, take_part_together
 
         together = [
-            replace(config, party=name, keys=own_folder(keys, name), institutions=_names(own))
+            replace(config, party=name, keys=own_folder(keys, name).resolve(), institutions=_names(own))
             for name, own in zip(parties, held, strict=True)
         ]
         link_logs(together)
         return take_part_together(together, control_address, join_limit, announce)
+
+    raise SystemExit(to_exit_code(work))
+
+
+def audit_session(
+    folder: Annotated[Path, typer.Argument(metavar="PARTY", help="The party's part of a run: RUN/parties/PARTY.")],
+    keys: Annotated[Path | None, typer.Option(help="Its key folder, if it has moved.")] = None,
+    scenario: Annotated[Path | None, typer.Option(help="Its installation of the scenario, if it has moved.")] = None,
+    trajectory: Annotated[
+        list[int] | None, typer.Option(help="Only the task of this number, as the ledger says; as often as needed.")
+    ] = None,
+    peer: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Another party's ledger.jsonl, which holds the same sums.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Replay a party's shard from its seed, and open the commitments it made in a run, before an auditor."""
+    from lpm.processes import keep_flower_quiet, to_exit_code
+
+    keep_flower_quiet()
+
+    def work() -> int:
+        import dataclasses
+        import json as json_module
+
+        from clients.audit import audit
+        from lpm import console
+
+        found = audit(folder, keys=keys, scenario=scenario, trajectories=trajectory or (), peers=peer or ())
+        if json:
+            typer.echo(json_module.dumps(dataclasses.asdict(found) | {"agrees": not found.problems}))
+        else:
+            rows = [("fail", found.party, each, "") for each in found.problems]
+            said = f"{found.commitments:,} commitments of {found.tasks:,} tasks are what people, series and seed give."
+            rows.append(("ok" if found.tasks else "warn", found.party, said, ""))
+            console.checks([*rows, *(("warn", "note", each, "") for each in found.notes)], "It agrees.", "It does not")
+        return 1 if found.problems else 0
 
     raise SystemExit(to_exit_code(work))
 
@@ -110,13 +149,13 @@ def _names(text: str) -> tuple[str, ...]:
 def _take_part(config: ClientConfig, control: str, address: str, patience: float, announcement: Path | None) -> int:
     import os
 
-    from clients.config import CONFIG_VARIABLE
+    from clients.config import CONFIG_FILE, CONFIG_VARIABLE
     from lpm.errors import InputError
     from lpm.processes import Process, announce
     from lpm.protocol.identity import load_identity
 
     load_identity(config.keys, config.party)  # refuses here, before anything is started
-    written = config.folder / "client.json"
+    written = config.folder / CONFIG_FILE
     config.write(written)
     os.environ[CONFIG_VARIABLE] = str(written)
     here = Process(role="client", party=config.party, pid=os.getpid(), address=address)

@@ -15,7 +15,10 @@ from pathlib import Path
 from lpm.errors import InputError
 from lpm.protocol.identity import require_party_name
 
-__all__ = ["CONFIG_VARIABLE", "ClientConfig", "own_folder"]
+__all__ = ["CONFIG_FILE", "CONFIG_VARIABLE", "ClientConfig", "own_folder"]
+
+CONFIG_FILE = "client.json"
+"""A party's configuration, in its part of the run."""
 
 CONFIG_VARIABLE = "LPM_CLIENT_CONFIG"
 """Names the file through which `lpm client` tells the ClientApp (a process of Flower's making) what to do."""

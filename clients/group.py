@@ -15,7 +15,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from clients.app import answer
-from clients.config import ClientConfig
+from clients.config import CONFIG_FILE, ClientConfig
 from clients.node import run_node
 from lpm.errors import LpmError
 from lpm.processes import Process, announce
@@ -58,6 +58,7 @@ def take_part_together(
     """
     for config in configs:
         load_identity(config.keys, config.party)  # refuses here, before anything is started
+        config.write(config.folder / CONFIG_FILE)
     announce(
         announcement,
         [Process(role="client", party=config.party, pid=os.getpid(), address=address) for config in configs],

@@ -23,12 +23,16 @@ from lpm.protocol.identity import load_identity
 from lpm.protocol.manifest import Manifest
 from lpm.scenario import Scenario, load
 from lpm.worlds.federated import FederatedWorld
+from lpm.worlds.transcript import Transcript
 from lpm.worlds.world import Disclosure
 
-__all__ = ["SUMMARY", "serve"]
+__all__ = ["SUMMARY", "TRANSCRIPT", "seed_store", "serve"]
 
 SUMMARY = "summary.json"
 """What a party notes of a finished session in its own folder: how long, how many rounds, how much memory."""
+
+TRANSCRIPT = "transcript"
+"""The folder of what a party keeps of its rounds for an audit."""
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +78,8 @@ def _take_part(config: ClientConfig, scenario: Scenario, key: bytes, steward: St
         steward.begin(session.manifest)
         disclosure = None if config.unsafe else Disclosure(scenario.minimum_people, scenario.minimum_institutions)
         world = FederatedWorld(session.secure_sum, disclosure, steward.watch)
+        transcript = Transcript(config.folder / TRANSCRIPT, key, steward.policy.keep_mib << 20)
+        world.witness = transcript
         shard = Shard(
             scenario,
             config.institutions,
@@ -87,7 +93,7 @@ def _take_part(config: ClientConfig, scenario: Scenario, key: bytes, steward: St
         )
         done = 0
         for task in session.tasks(steward.parting):
-            steward.admit(task, world, shard.question(task))
+            steward.admit(task, world, shard.question(task), transcript)
             release = shard.perform(task, world, consents=config.release_fit)
             steward.finish(released=release is not None)
             session.done(task, release)
@@ -125,11 +131,16 @@ def _require_terms(manifest: Manifest, scenario: Scenario) -> None:
             )
 
 
+def seed_store(config: ClientConfig, key: bytes) -> CheckpointStore:
+    """Where a party's own seed is kept, sealed."""
+    return CheckpointStore(config.folder / "seed", key, "seed")
+
+
 def _seed(config: ClientConfig, key: bytes) -> int:
     """The public test seed if one is given, else the party's own secret one, which a resumed run finds again."""
     if config.seed is not None:
         return config.seed
-    store = CheckpointStore(config.folder / "seed", key, "seed")
+    store = seed_store(config, key)
     kept = store.latest()
     if kept is not None:
         return int(np.asarray(kept.content["seed"]).astype(np.uint64)[0])

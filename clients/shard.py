@@ -164,6 +164,10 @@ class Shard:
         self._forget(task)
         return release
 
+    def keeps(self, task: Task) -> bool:
+        """Whether the answer to a task's question is kept, so that it may be given again without a simulation."""
+        return self._answers(task).latest() is not None
+
     def _answers(self, task: Task) -> CheckpointStore:
         name = self.question(task)
         return CheckpointStore(self.folder / "answers" / name, self._key, name)

@@ -27,10 +27,11 @@ from lpm.privacy.ledger import LEDGER_FILE, Ledger
 from lpm.privacy.policy import PERMISSIVE, Charge, Policy, Question, Request, read_policy
 from lpm.protocol.identity import Identity, verify_certificate, verify_signature
 from lpm.protocol.manifest import Manifest
-from lpm.protocol.messages import Release, Task
+from lpm.protocol.messages import Release, Task, TaskMessage
 from lpm.protocol.registrar import SUCCESSION
 from lpm.scenario import Scenario
 from lpm.worlds.federated import FederatedWorld
+from lpm.worlds.transcript import Transcript
 
 __all__ = ["MANIFEST", "STOP", "Steward", "left_out_of"]
 
@@ -58,7 +59,7 @@ class Steward:
 
     def __init__(self, config: ClientConfig, identity: Identity, scenario: Scenario) -> None:
         self._identity, self._config, self._scenario = identity, config, scenario
-        self._under_way: tuple[Task, FederatedWorld] | None = None
+        self._under_way: tuple[Task, FederatedWorld, Transcript | None] | None = None
         self._roots: list[bytes] = []
         self._file = config.policy_file
         if config.policy is None and not self._file.exists():
@@ -176,13 +177,14 @@ class Steward:
             },
         )
 
-    def admit(self, task: Task, world: FederatedWorld, question: str) -> None:
+    def admit(self, task: Task, world: FederatedWorld, question: str, transcript: Transcript | None = None) -> None:
         """Judge a task, charge its answer unless it was charged before, and record it, before anything is computed.
 
         Args:
             task: of the coordinator.
             world: through which it will be answered.
             question: what stands for the answer, as `Shard.question` says.
+            transcript: where the task's rounds are to be kept for an audit.
 
         Raises:
             PolicyRefused: with the line of the policy.
@@ -210,12 +212,15 @@ class Steward:
                 "parameters": int(parameters),
                 "gradient": task.gradient,
                 "task": task.digest.hex(),
+                "question": question,
                 "charged": {} if charged else _plain(cost),
                 "answered_before": charged,
                 **({"epsilon": epsilon, "delta": self.policy.delta} if noise else {}),
             },
         )
-        self._under_way = task, world
+        if transcript is not None:
+            transcript.begin(task.digest, TaskMessage(0, task).encode())
+        self._under_way = task, world, transcript
 
     def finish(self, *, released: bool) -> None:
         """Record what the task under way has opened, and to whom.
@@ -227,7 +232,7 @@ class Steward:
 
     def _record(self, kind: str, more: Mapping[str, Any]) -> None:
         assert self._under_way is not None
-        task, world = self._under_way
+        task, world, transcript = self._under_way
         self._under_way = None
         opened = [
             {"tensor": tensor, "to": to, "first": o.first, "last": o.last, "sums": o.rounds, "words": o.words}
@@ -236,7 +241,8 @@ class Steward:
         rescaled = sum(trajectory == task.trajectory for trajectory, _, _ in world.rescaled)
         root = merkle_root(world.committed)
         self._roots.append(leaf_hash(root))
-        bound = {"commitments": root.hex(), "committed": len(world.committed)}
+        kept = transcript is not None and transcript.complete
+        bound = {"commitments": root.hex(), "committed": len(world.committed), "sums": world.sums, "kept": kept}
         self.ledger.append(kind, {"task": task.digest.hex(), "opened": opened, "rescaled": rescaled, **bound, **more})
 
     def parting(self) -> Release:

@@ -1,7 +1,7 @@
 """The command `lpm`: a thin shell that reads flags, calls one function and shows what it returns.
 
-`lpm coordinator` and `lpm client` are registered by the packages that hold them (entry points `lpm.commands`); they
-are imported only when they are run, as is everything heavy, so that `lpm --help` answers at once.
+`lpm coordinator`, `lpm client` and `lpm audit-session` are registered by the packages that hold them (entry points
+`lpm.commands`); they are imported only when they are run, as is everything heavy, so that `lpm --help` answers at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lpm.options import GRADIENTS, MODES, Options, parse_settings
 __all__ = ["main"]
 
 _PLUGINS = {
+    "audit-session": "Replay a party's shard from its seed, and open the commitments it made in a run.",
     "coordinator": "Compose the sums of a federation, and hold its posterior (what `federate` starts).",
     "client": "Take part in a federation as one institution (what `federate` starts).",
 }

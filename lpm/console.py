@@ -182,11 +182,13 @@ def summary(found: Mapping[str, Any]) -> None:
             console.print(Text(f"{name.capitalize()}: {found[name]}"), soft_wrap=True)
 
 
-def checks(found: Sequence[tuple[str, str, str, str]]) -> None:
+def checks(found: Sequence[tuple[str, str, str, str]], good: str = "Ready.", bad: str = "Not ready") -> None:
     """Show what was checked on standard output.
 
     Args:
         found: verdict (`ok`, `warn` or `fail`), subject, finding and remedy of each.
+        good: the last line if nothing failed.
+        bad: how it begins otherwise.
     """
     console = Console(highlight=False)
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -200,7 +202,7 @@ def checks(found: Sequence[tuple[str, str, str, str]]) -> None:
         table.add_row(Text(verdict, style=styles.get(verdict, "")), Text(subject), said)
     console.print(table)
     counts = {verdict: sum(row[0] == verdict for row in found) for verdict in styles}
-    last = "Ready." if not counts["fail"] else f"Not ready: {counts['fail']} to put right."
+    last = good if not counts["fail"] else f"{bad}: {counts['fail']} to put right."
     console.print(Text(last + (f" {counts['warn']} to know of." if counts["warn"] else ""), style="bold"))
 
 

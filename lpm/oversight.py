@@ -80,6 +80,9 @@ opt_out = ""                     # a file beside this one: ids of people who are
 
 [releases]
 fit = false                      # true lets `--release-fit` show your series beside the fit
+
+[audit]
+keep_mib = 1024                  # of each run, so much of the opened sums is kept, sealed, for `lpm audit-session`
 """
 
 

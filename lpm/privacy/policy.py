@@ -59,6 +59,7 @@ _SCHEMA: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "calendar": {"days": list, "hours": list, "first": dt.date, "last": dt.date},
     "people": {"opt_out": str},
     "releases": {"fit": bool},
+    "audit": {"keep_mib": int},
 }
 _KINDS = {str: "text", bool: "true or false", int: "a whole number", list: "a list", dt.date: "a date"}
 
@@ -198,6 +199,7 @@ class Policy:
         last: none after it.
         opt_out: file of people who are left out, beside the policy; "" for nobody.
         release_fit: whether this party's fit may go to the coordinator.
+        keep_mib: size, for each run, up to which opened sums are kept (sealed) to replay them before an auditor.
     """
 
     label: str = ""
@@ -225,6 +227,7 @@ class Policy:
     last: dt.date | None = None
     opt_out: str = ""
     release_fit: bool = False
+    keep_mib: int = 1024
     _lines: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def line(self, key: str) -> str:
@@ -350,7 +353,7 @@ def read_policy(path: Path) -> Policy:
     given = _check_keys(path, tree)
     take = given.get
     whole = {"session.institutions": 3, "session.people": 1, "outputs.resolution_days": 1, "privacy.honest": 1}
-    whole |= {f"limits.{name}": 0 for name in ("trajectories", "losses", "gradients")}
+    whole |= {f"limits.{name}": 0 for name in ("trajectories", "losses", "gradients")} | {"audit.keep_mib": 0}
     for key, lowest in whole.items():
         if key in given and given[key] < lowest:
             raise _wrong(path, key, given[key], f"a whole number from {lowest}")

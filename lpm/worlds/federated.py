@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lpm.errors import RoundRefused
 from lpm.privacy.commitments import leaf_hash
 from lpm.privacy.secure_sum import Flags, Round, SecureSum
 from lpm.worlds.round_log import RoundLog
+from lpm.worlds.transcript import Witness
 from lpm.worlds.world import Disclosure, Number, Spread
 
 __all__ = ["FederatedWorld", "Opened"]
@@ -52,6 +54,8 @@ class FederatedWorld:
         log: of the sums of the task under way, against which a repeated step is held.
         openings: of whose sums were opened to the coordinator, over all sessions of a run.
         question: 32 bytes that stand for what the task asks, by which `openings` knows it again.
+        witness: hears of every commitment and of every sum that is opened to the parties.
+        committed: leaves of the task's tree of commitments, one for each contribution.
     """
 
     name = "federated"
@@ -65,6 +69,7 @@ class FederatedWorld:
         self.rescaled: list[tuple[int, str, int]] = []
         self.log: RoundLog | None = None
         self.openings: RoundLog | None = None
+        self.witness: Witness | None = None
         self.question = b"\0" * 32
         self.opened: dict[tuple[str, str], Opened] = {}
         self.committed: list[bytes] = []
@@ -74,17 +79,26 @@ class FederatedWorld:
         self._task = b"\0" * 32
         self._run = 0
         self._attempts: dict[tuple[int, str, int], int] = {}
+        self._sums = hashlib.blake2b(digest_size=32)
 
     def take(self, trajectory: int, task: bytes) -> None:
         """From here on, rounds belong to a task of the session: its number and its hash, parameters included."""
         self._trajectory, self._task, self._run = trajectory, task, 0
         self.opened, self.committed = {}, []
+        self._sums = hashlib.blake2b(digest_size=32)
+
+    @property
+    def sums(self) -> str:
+        """Hex digest of the sums that were opened to the parties in this task: the same at each of them."""
+        return self._sums.hexdigest()
 
     def _commit(self, round: Round, words: NDArray[np.int64]) -> None:
         """Bind this party to what it contributes, before it does: opened only in an audit, with the salt."""
         address = round.context()
         bound = hashlib.blake2b(address + words.tobytes(), key=self.salt, digest_size=32).digest()
         self.committed.append(leaf_hash(bound))
+        if self.witness is not None:
+            self.witness.committed(round, self.committed[-1])
 
     def begin(self, trajectory: int, parameters: bytes) -> None:
         """See `World.begin`; the task's hash, which the coordinator knows too, stands for the parameters.
@@ -114,7 +128,15 @@ class FederatedWorld:
         round = self._round(f"{tensor}/{self._run}", step)
         if step > -3:  # below, parties agree on how to go on: nobody's people are in it
             self._commit(round, words)
-        total = self.engine.open_to_parties(round, words, Flags(digest=digest, rescale=rescale, abort=""))
+        try:
+            total = self.engine.open_to_parties(round, words, Flags(digest=digest, rescale=rescale, abort=""))
+        except RoundRefused as refusal:
+            if refusal.rescale and self.witness is not None:
+                self.witness.refused(round)
+            raise
+        self._sums.update(round.context() + total.tobytes())
+        if self.witness is not None:
+            self.witness.opened(round, total)
         self._note(tensor, "parties", step, words.size)
         if self.log is not None:
             self.log.compare(round, words, total)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import xarray as xr
 
+from clients.audit import audit
 from lpm.privacy.budget import Budget
 from lpm.privacy.ledger import verify
 from lpm.runs import Run
@@ -183,6 +184,10 @@ def test_the_end_is_that_of_a_run_which_nothing_happened_to(broken: Broken, fold
         assert not found.problems
         assert sum(entry.kind == "session" for entry in found.entries) == broken.sessions - 1
         assert any(entry.body.get("answered_before") for entry in found.entries if entry.kind == "task")
+    # Before an auditor each party answers for all of it, whatever it was killed in and went on from.
+    parties = broken.run / "parties"
+    found = audit(parties / "south", peers=[parties / "north" / "ledger.jsonl"])
+    assert not found.problems and found.tasks > 9 and found.commitments > 1000
     for name in ("posterior.parquet", "fits.parquet"):
         assert (broken.run / name).read_bytes() == (folder / "whole" / name).read_bytes()
     assert set(Run.open(broken.run).read_fits().institution) == set(PARTIES)

@@ -1,5 +1,5 @@
 """A party whose contribution its people can't have made is found by the sum; one that lies within the range, by the
-commitments it made: replayed from its people and seed before an auditor, they give another root.
+commitments it made: replayed from its people and seed before an auditor, they are others from the step it lied in.
 """
 
 from __future__ import annotations
@@ -11,15 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clients.audit import audit
+from clients.config import CONFIG_FILE, ClientConfig
+from clients.party import TRANSCRIPT
 from clients.shard import Shard
+from clients.steward import Steward
 from lpm import ring
-from lpm.errors import SessionRefused
+from lpm.cli import main
+from lpm.errors import InputError, SessionRefused
 from lpm.estimators import evaluate
-from lpm.privacy.commitments import inclusion_proof, merkle_root, require_inclusion
+from lpm.privacy.commitments import inclusion_proof, require_inclusion
+from lpm.privacy.ledger import Ledger, verify
 from lpm.privacy.secure_sum import Flags, Round
+from lpm.protocol.identity import load_identity, make_local_authority
+from lpm.protocol.manifest import Entry, Manifest, Terms
 from lpm.protocol.messages import Task
 from lpm.scenario import load
 from lpm.worlds.federated import FederatedWorld
+from lpm.worlds.transcript import Transcript, read_transcript
 from tests.e2e.processes import CLINICS
 from tests.federation.harness import federate
 
@@ -63,47 +72,124 @@ def test_a_sum_that_people_cant_have_made_stops_the_run(lie: Callable[[np.ndarra
         federate([honest("north"), lying("south", lie), honest("west")])
 
 
-def committed(folder: Path, lie: Callable[[np.ndarray], np.ndarray] | None, seed: int = 5) -> list[bytes]:
-    """What south commits to in a session, with the people and the seed it has, or lying on day 3."""
-    task = Task("simulate", 1, np.array([[0.5, 0.05, 0.6]]), options={"plain": True})
-    shards = {
-        name: Shard(
-            SCENARIO, [name], seed=seed, folder=folder / name, key=b"k" * 32, data=None, every=0, calibrates=False
+def lie_on_day_3(world: FederatedWorld, lie: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Have a party contribute something else on day 3; it commits to what it sends, which binds it to the lie."""
+    commit, send = world._commit, world.engine.open_to_parties
+
+    def bound(round: Round, words: np.ndarray) -> None:
+        commit(round, lie(words) if round.step == 3 else words)
+
+    def sent(round: Round, words: np.ndarray, flags: Flags) -> np.ndarray:
+        return send(round, lie(words) if round.step == 3 else words, flags)
+
+    world._commit, world.engine.open_to_parties = bound, sent  # type: ignore[method-assign]
+
+
+TASKS = (
+    Task("simulate", 1, np.array([[0.5, 0.05, 0.6]]), options={"plain": True}),
+    Task("evaluate", 2, np.array([[0.5, 0.05, 0.6]]), "fd", options={"replicates": 1}),
+)
+
+
+def took_part(folder: Path, lie: Callable[[np.ndarray], np.ndarray] | None = None) -> Path:
+    """The run of a session of two tasks, in the second of which south may lie on day 3."""
+    names = ("north", "south", "west")
+    make_local_authority(folder / "keys", names)
+    identities = {name: load_identity(folder / "keys" / "parties" / name) for name in names}
+    terms = Terms(SCENARIO.name, SCENARIO.hash, gradient="fd", steps=SCENARIO.steps, agents=SCENARIO.agents)
+    roster = tuple(Entry(name, each.certificate, b"e" * 32, bytes(64)) for name, each in identities.items())
+    manifest = Manifest(b"s" * 16, roster, terms)
+
+    def party(name: str) -> Callable[[FederatedWorld], None]:
+        config = ClientConfig(
+            scenario=CLINICS,
+            party=name,
+            keys=folder / "keys" / "parties" / name,
+            out=folder / "run",
+            agents=240,
+            seed=5,
+            settings={"scenario.steps": "6"},
+            unsafe=True,
         )
-        for name in ("north", "south", "west")
-    }
+        config.folder.mkdir(parents=True)
+        config.write(config.folder / CONFIG_FILE)
+        key = (config.keys / "storage.key").read_bytes()
+        steward = Steward(config, identities[name], SCENARIO)
+        own = {"seed": 5, "key": key, "data": None, "every": 0, "calibrates": True}
+        shard = Shard(SCENARIO, [name], folder=config.folder, **own)  # type: ignore[arg-type]
 
-    def party(name: str) -> Callable[[FederatedWorld], list[bytes]]:
-        def work(world: FederatedWorld) -> list[bytes]:
-            send = world.engine.open_to_parties
-            if name == "south" and lie is not None:
-                commit = world._commit
-
-                # A cheat commits to what it sends: the commitment binds it to the lie.
-                def bound(round: Round, words: np.ndarray) -> None:
-                    commit(round, lie(words) if round.step == 3 else words)
-
-                def sent(round: Round, words: np.ndarray, flags: Flags) -> np.ndarray:
-                    return send(round, lie(words) if round.step == 3 else words, flags)
-
-                world._commit, world.engine.open_to_parties = bound, sent  # type: ignore[method-assign]
-            shards[name].perform(task, world, consents=False)
-            return list(world.committed)
+        def work(world: FederatedWorld) -> None:
+            world.witness = transcript = Transcript(config.folder / TRANSCRIPT, key, steward.policy.keep_mib << 20)
+            steward.begin(manifest)
+            for task in TASKS:
+                steward.admit(task, world, shard.question(task), transcript)
+                if name == "south" and lie is not None and task.kind == "evaluate":
+                    lie_on_day_3(world, lie)
+                shard.perform(task, world, consents=False)
+                steward.finish(released=False)
+            steward.end(None)
 
         return work
 
-    return federate([party(name) for name in shards])[0][1]
+    federate([party(name) for name in names])
+    return folder / "run" / "parties"
 
 
-def test_a_lie_within_the_range_gives_another_root_than_the_replay_before_an_auditor(tmp_path: Path) -> None:
-    recorded = committed(tmp_path / "first", None)
-    replayed = committed(tmp_path / "replay", None)
-    assert merkle_root(recorded) == merkle_root(replayed) and len(recorded) == 1 + SCENARIO.steps + 1
-    lied = committed(tmp_path / "lie", np.zeros_like)
-    assert merkle_root(lied) != merkle_root(replayed)
-    assert [a == b for a, b in zip(lied, replayed, strict=True)].count(False) >= 1 and lied[0] == replayed[0]
-    assert merkle_root(committed(tmp_path / "seed", None, seed=6)) != merkle_root(recorded)
-    # One step can be shown alone.
-    require_inclusion(recorded[4], 4, len(recorded), inclusion_proof(recorded, 4), merkle_root(recorded))
+def test_an_honest_party_passes_the_audit_and_shows_nothing_private(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parties = took_part(tmp_path)
+    before = {path: path.read_bytes() for path in parties.rglob("*") if path.is_file()}
+    found = audit(parties / "south", peers=[parties / "west" / "ledger.jsonl"])
+    assert not found.problems and not found.notes and found.tasks == 2
+    # Of either task census and steps, and what was told the coordinator: outputs; loss and gradient.
+    assert found.commitments == (1 + SCENARIO.steps + 1) + (1 + SCENARIO.steps + 2)
+    assert found == audit(parties / "south", scenario=CLINICS, peers=[parties / "north" / "ledger.jsonl"])
+    assert audit(parties / "north", trajectories=[2]).tasks == 1
+    assert {path: path.read_bytes() for path in parties.rglob("*") if path.is_file()} == before
+    # Other people, series or seeds than those of the session are told from a lie.
+    config = parties / "south" / CONFIG_FILE
+    config.write_text(config.read_text().replace('"seed": 5', '"seed": 6'))
+    assert all("are not those that it was answered with" in each for each in audit(parties / "south").problems)
+    # The sums that were kept are sealed, and one segment for each time a task was begun.
+    key = (tmp_path / "keys" / "parties" / "west" / "storage.key").read_bytes()
+    (kept,) = read_transcript(parties / "west" / TRANSCRIPT, key, TASKS[0].digest.hex())
+    totals = [total.tobytes() for total in kept.sums.values() if total is not None and np.count_nonzero(total) > 1]
+    assert totals and not any(total in data for total in totals for data in before.values())
+    # One step can be shown alone, under the root that the ledger has.
+    done = next(line for line in verify(parties / "west" / "ledger.jsonl").entries if line.kind == "done")
+    leaves, root = [leaf for _, leaf in kept.commitments], bytes.fromhex(done.body["commitments"])
+    require_inclusion(leaves[4], 4, len(leaves), inclusion_proof(leaves, 4), root)
     with pytest.raises(SessionRefused):
-        require_inclusion(lied[4], 4, len(recorded), inclusion_proof(recorded, 4), merkle_root(recorded))
+        require_inclusion(leaves[3], 4, len(leaves), inclusion_proof(leaves, 4), root)
+    with pytest.raises(InputError, match=r"RUN/parties/PARTY"):
+        audit(tmp_path)
+    assert main(["audit-session", str(tmp_path)]) == 2 and "RUN/parties/PARTY" in capsys.readouterr().err
+
+
+def test_a_party_that_lied_in_one_step_is_named_with_that_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parties = took_part(tmp_path, np.zeros_like)
+    (problem,) = audit(parties / "south", peers=[parties / "west" / "ledger.jsonl"]).problems
+    assert problem.startswith("evaluate 2: the contribution to emit of step 3 is not what") and "(1 of 9" in problem
+    assert main(["audit-session", str(parties / "south")]) == 1
+    assert "step 3" in capsys.readouterr().out
+    assert not audit(parties / "north").problems and not audit(parties / "west").problems
+
+
+def test_sums_that_a_party_made_up_are_found_by_the_word_of_another(tmp_path: Path) -> None:
+    parties = took_part(tmp_path)
+    entries, path = verify(parties / "south" / "ledger.jsonl").entries, tmp_path / "other" / "ledger.jsonl"
+    path.parent.mkdir()
+    identity = load_identity(tmp_path / "keys" / "parties" / "south")
+    other = Ledger(path, "south", identity.certificate, identity.key.sign, lambda *_: None)
+    for line in entries[1:]:
+        made_up = {"sums": "00" * 32} if line.body.get("task") == TASKS[1].digest.hex() and line.kind == "done" else {}
+        other.append(line.kind, {**line.body, **made_up})
+    (problem,) = audit(parties / "north", peers=[path]).problems
+    assert problem.startswith(
+        f"south was told other sums than this party says in the task {TASKS[1].digest.hex()[:16]}"
+    )
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    assert "not whole" in audit(parties / "north", trajectories=[1], peers=[path]).problems[0]
