@@ -156,7 +156,7 @@ def audit(
         shard, code = _shard(config, verdict.entries, Path(scratch))
         recorded = next(str(line.body["code"]) for line in reversed(verdict.entries) if line.kind == "session")
         if recorded != code:
-            problems.append(f"The scenario's code was {recorded[:16]}… in the session and is {code[:16]}… now.")
+            problems.append(f"The code, lpm's own included, was {recorded[:16]}… then and is {code[:16]}… now.")
         auditor = _Auditor(config, shard, verdict.entries, problems)
         auditor.work(set(trajectories))
     notes += [f"{len(names)} of the tasks {what} (first: {names[0]})" for what, names in auditor.unchecked.items()]

@@ -27,6 +27,7 @@ from lpm.privacy.dp import SecretStream
 from lpm.protocol.messages import Release, Task
 from lpm.scenario import Scenario
 from lpm.simulation import Keeper
+from lpm.source import folder_hash
 from lpm.worlds.federated import FederatedWorld
 from lpm.worlds.round_log import RoundLog
 
@@ -89,7 +90,7 @@ class Shard:
         """What an answer depends on besides the question; keyed, so that it tells nothing."""
         digest = hashlib.blake2b(key=self._key, digest_size=32)
         scenario = self.scenario
-        plain = [scenario.hash, scenario.code, list(institutions), self.seed, sorted(left_out)]
+        plain = [scenario.hash, folder_hash(scenario.folder), list(institutions), self.seed, sorted(left_out)]
         digest.update(json.dumps(plain).encode())
         for observation in self.observations:
             for series in observation.series:

@@ -402,6 +402,7 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
         # Both sides apply it as a setting, so that their scenarios have the same hash.
         options = options.with_(steps=None, settings=dict(options.settings) | {"scenario.steps": str(options.steps)})
     options = options.with_(sharing=options.sharing or scenario.federation.sharing)
+    run.update(leakage=LEAKAGE_PAGE)  # the report links it; it is counted when all ledgers are closed
     code = launch.federate(options, run.path, scenario.institutions, resume=resume)
     if code:
         raise SystemExit(code)

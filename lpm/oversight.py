@@ -43,6 +43,7 @@ label = ""
 approval = "rule"                # or "hand": each new kind of session waits for `lpm manifest sign`
 
 [scenarios]
+# By the hash of all code that answers: the scenario's files, and lpm as it is installed here.
 allowed = [
     {{ name = "{name}", code = "{code}" }},
 ]

@@ -30,6 +30,7 @@ from lpm.options import GRADIENTS, SHARINGS, require_known
 from lpm.parameters import Parameter
 from lpm.privacy import DROPPABLE
 from lpm.privacy.dp import Mechanism
+from lpm.source import source_hash
 
 if TYPE_CHECKING:
     from lpm.calibration.study import Settings
@@ -242,19 +243,8 @@ class Scenario:
 
     @property
     def code(self) -> str:
-        """SHA-256 of the files in its folder, as hex: what an institution's policy allows by.
-
-        Series (`observed_*`) are no code: each belongs to one institution, and nobody else's process opens it. What a
-        model calls of `lpm` is the institution's own installation, which the hash doesn't cover.
-        """
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*")):
-            name = path.relative_to(self.folder).as_posix()
-            if path.name.startswith(("observed_", ".")) or "__pycache__" in name:
-                continue
-            if path.is_file() and not name.startswith("."):
-                digest.update(f"{len(name)} {name} {path.stat().st_size}\n".encode() + path.read_bytes())
-        return digest.hexdigest()
+        """SHA-256 of its files and of `lpm` as installed here, as hex: what an institution's policy allows by."""
+        return source_hash(self.folder)
 
     def with_options(
         self,

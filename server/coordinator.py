@@ -222,7 +222,7 @@ def _facts(scenario: Scenario, terms: Terms, parties: int) -> list[Fact]:
         ),
         Fact("Engine", f"{terms.sharing}: {_ENGINES[terms.sharing]}"),
         Fact("Differential privacy", terms.privacy + "."),
-        Fact("Counted afterwards", "`lpm leakage RUN`, from each institution's signed ledger: leakage.html beside it."),
+        Fact("Counted afterwards", "`lpm leakage RUN`, from each institution's signed ledger."),
         Fact("Fits", "Bands and series of an institution are shown only where it consented to release them."),
     ]
     if terms.sharing == "masked":

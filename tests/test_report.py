@@ -126,6 +126,7 @@ def test_a_report_is_written_with_one_figure_per_released_fit(tmp_path: Path, ma
         '[{"role": "client", "party": "bronx", "pid": 7, "address": "localhost:1"}]'
     )
     run.update(peak_memory={"bronx": 3 * 2**20}, scenario={"hash": "ab12"}, bytes=2048, timings={"set_up": 1.5})
+    run.update(leakage="leakage.html")
     path = write_report(run, material)
     assert sorted(figure.name for figure in run.figures.iterdir()) == [
         "fit.png",
@@ -135,8 +136,9 @@ def test_a_report_is_written_with_one_figure_per_released_fit(tmp_path: Path, ma
         "posterior.png",
     ]
     found = Page(path.read_text())
-    assert len(found.references) == 5
-    assert all(reference.startswith("data:image/png;base64,iVBOR") for reference in found.references)
+    drawn = [reference for reference in found.references if reference != "leakage.html"]
+    assert len(drawn) == 5 == len(found.references) - 1
+    assert all(reference.startswith("data:image/png;base64,iVBOR") for reference in drawn)
     assert not {"script", "link", "iframe"} & set(found.tags) and "url(" not in path.read_text()
     for text in (
         "localhost:1",

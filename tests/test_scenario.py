@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import clients
+import lpm
+from lpm import source
 from lpm.errors import InputError
 from lpm.scenario import load
 
@@ -79,6 +83,34 @@ def test_the_hash_binds_what_all_must_agree_on():
     assert scenario.with_options(steps=scenario.steps - 1).hash != scenario.hash
     first = scenario.declared[0]
     assert scenario.with_options(settings={first.parameter.name: str(first.value * 1.01)}).hash != scenario.hash
+
+
+def test_the_code_a_policy_allows_is_the_scenarios_and_lpms_own(tmp_path, monkeypatch):
+    shutil.copytree(CLINICS, tmp_path / "town", ignore=shutil.ignore_patterns("__pycache__"))
+    scenario = load(tmp_path / "town")
+    assert scenario.code == load(CLINICS).code
+    (tmp_path / "town" / "figures" / "observed_north.csv").write_text("another institution's series")
+    assert scenario.code == load(CLINICS).code
+    with (tmp_path / "town" / "model.py").open("a") as model:
+        model.write("\n# another model\n")
+    assert scenario.code != load(CLINICS).code
+
+    # Another installation of lpm, that differs in one line.
+    shutil.copytree(Path(lpm.__file__).parent, tmp_path / "lpm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(clients.__file__).parent, tmp_path / "clients", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def elsewhere() -> str:
+        source._installed.cache_clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(source, "_root", lambda package: tmp_path / package)
+            found = load(CLINICS).code
+        source._installed.cache_clear()
+        return found
+
+    assert elsewhere() == load(CLINICS).code
+    with (tmp_path / "lpm" / "ring.py").open("a") as module:
+        module.write("# another\n")
+    assert elsewhere() != load(CLINICS).code
 
 
 def test_the_public_part_is_read_without_a_simulator():

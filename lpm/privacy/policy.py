@@ -70,7 +70,7 @@ class AllowedScenario:
 
     Attributes:
         name: of the scenario.
-        code: hex SHA-256 of the files in its folder, as `lpm policy check` prints it.
+        code: hex SHA-256 of its files and of `lpm` as installed, as `lpm policy new` writes it.
         settings: hex digest of its public part after settings; "" for any.
     """
 

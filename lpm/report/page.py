@@ -73,7 +73,7 @@ def render(
         drawn: figure → PNG file; each is put into the page.
 
     Returns:
-        HTML that refers to nothing outside itself.
+        HTML that loads nothing from outside itself.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -108,6 +108,7 @@ def render(
         score_names=_SCORED,
         verdict_on_scores=_compare(material.scores),
         privacy=material.privacy,
+        leakage=record.get("leakage", ""),
         processes=_processes(processes, _peaks(record)),
         versions=record.get("versions", {}),
         platform=record.get("platform", {}),
