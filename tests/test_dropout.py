@@ -16,6 +16,7 @@ from lpm.errors import LpmError, PeerLost, RoundRefused
 from lpm.privacy import make_engine
 from lpm.privacy.dropout import dropouts_tolerated, threshold
 from lpm.privacy.memory_channel import MemoryHub, in_memory_sums, session_keys, witnesses
+from lpm.privacy.recovery import Step
 from lpm.privacy.secure_sum import Flags, Header, Round, SecureSum, Stage
 from tests.dropout_harness import MESSAGES, Droppable, total
 
@@ -79,6 +80,27 @@ def test_any_n_minus_t_of_seven_lost_at_every_message(at_once: bool) -> None:
     found = _lose_everywhere(7, [1, 2], at_once=at_once)
     # Two lost before they contribute: 3 × 3 ways; one of them before, one after and before its shares: 2 × 3 × 4 abort.
     assert found == {"all": 7 * 5 + 21 * 25, "survivors": 7 * 3 + 21 * (9 + 2 * 3 * 1), "aborted": 21 * 2 * 3 * 4}
+
+
+@pytest.mark.parametrize("point", [1, 2], ids=["before it got shares", "before it contributed"])
+def test_who_is_lost_while_another_is_waited_for_is_left_out_too(point: int) -> None:
+    """All ordered pairs of seven: the second has contributed, and is gone before anybody is told who survives."""
+    keys, words = session_keys(7), _words(7)
+    for first, second in itertools.permutations(range(7), 2):
+        run = Droppable(keys, words, {first: point}, at_once=False)
+        expire = run.hub.expire
+
+        def also_gone(
+            round: Round, stage: Stage, run: Droppable = run, expire: Any = expire, second: int = second
+        ) -> list[Step]:
+            assert (second, stage) in run.sent
+            return [*run.hub.lose(second), *expire(round, stage)]
+
+        run.hub.expire = also_gone  # type: ignore[method-assign]
+        end = run.run()
+        survivors = tuple(sorted({*range(7)} - {first, second}))
+        assert end.composed is not None and end.composed.survivors == survivors
+        assert end.composed.total is not None and (end.composed.total == total(words, survivors)).all()
 
 
 def test_more_losses_than_tolerated_end_in_a_clean_abort() -> None:

@@ -2,8 +2,9 @@
 
 A pure state machine beside `composition`: messages, losses and deadlines are events that go in; answers come out. Who
 is lost before its contribution has come is left out of the sum; who is lost later is in it, and the others' shares of
-its seed stand for it. Each share and key that is revealed is held against what was committed to in the first message,
-so a wrong one is traced to who sent it.
+its seed stand for it. If somebody is left out, whoever is lost before the survivors are named is left out as well; a
+loss among the named ends the round, since the pair mask of the two could be rebuilt by nobody. Each share and key that
+is revealed is held against what was committed to in the first message, so a wrong one is traced to who sent it.
 """
 
 from __future__ import annotations
@@ -311,13 +312,14 @@ class _DroppableRound:
                     )
 
     def _end_contributions(self, lost: set[int]) -> Step:
+        if len(self._answered) < self._parties:
+            # A pair mask between one that is left out and one that is lost since is known to nobody who is still here:
+            # the latter is left out too, while nobody has been told who survives. Its own mask stays on what it sent.
+            self._answered = {place: parts for place, parts in self._answered.items() if place not in lost}
         if len(self._answered) < self._threshold:
             return self._too_few(lost)
         self._contributions = {place: parts[0] for place, parts in self._answered.items()}
         survivors = self._survivors()
-        # A pair mask between one that is left out and one that is lost since is known to nobody who is still here.
-        if len(survivors) < self._parties and lost & set(survivors):
-            return self._too_few(lost)
         return self._begin(Stage.SIGNATURE, set(survivors), self._to_all([pack_places(survivors)]))
 
     def _survivors(self) -> tuple[int, ...]:
@@ -336,9 +338,7 @@ class _DroppableRound:
         if len(self._answered) < self._threshold or self._second_loss(lost):
             return self._too_few(lost)
         total = self._open()
-        composed = Composed(
-            self.round, Opening.COORDINATOR, total=total.view(np.int64), survivors=self._survivors()
-        )
+        composed = Composed(self.round, Opening.COORDINATOR, total=total.view(np.int64), survivors=self._survivors())
         return Step(self.round, self.stage, answers=self._to_all([]), answered=self.stage, composed=composed)
 
     def _context(self, place: int) -> bytes:
@@ -379,5 +379,3 @@ class _DroppableRound:
         committed = self._seeds[dealer][1 + holder - (holder > dealer)][SEALED_SHARE_BYTES:]
         if share_commitment(context, dealer, holder, share) != committed:
             raise SessionRefused(f"{self._names[holder]} revealed another share than {self._names[dealer]} gave it.")
-
-
