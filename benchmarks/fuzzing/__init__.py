@@ -1,0 +1,1 @@
+"""Malformed frames, and the machines that `benchmarks/fuzz.py` gives them to."""
