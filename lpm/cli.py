@@ -129,7 +129,7 @@ Deadline = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run contagions by tensor operations on a torch device.")
+    str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run contagions on a torch device.")
 ]
 _UNDER_TORCHRUN = ("simulate", "calibrate", "resume")
 

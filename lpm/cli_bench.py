@@ -69,11 +69,19 @@ def show(found: Mapping[str, Any], json: bool) -> None:
         console.measured(found)
 
 
-def workload(agents: Agents = 8_400_000, days: Days = 60, seed: Seed = 0, json: Json = False) -> None:
+def workload(
+    agents: Agents = 8_400_000,
+    days: Days = 60,
+    device: Annotated[
+        str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run on a torch device; see `simulate`.")
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
     """The reference workload: households, workplaces and community cells, SEIR; time of a day, memory, counts."""
     from lpm.bench.workload import bench_workload
 
-    show(bench_workload(agents, days, seed), json)
+    show(bench_workload(agents, days, seed, "auto" if device is None else f"device:{device}"), json)
 
 
 def gradients(

@@ -63,7 +63,7 @@ def simulate(
         gradient: "none", an estimator of `lpm.estimators.REGISTRY`, or "auto" (an audit on this model chooses).
         mode: "forward", or "reverse" (one pass back for every output and step, where the estimator has it).
         step: of finite differences, relative to the parameter.
-        executor: "auto", "reference", "cpu", or "device:cuda" (or another torch device).
+        executor: "auto", "reference", "cpu", or "device:cuda"; see `simulation.choose_executor`.
         keeper: checkpoints.
         progress: called with (steps done, steps).
 

@@ -86,7 +86,8 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     Args:
         model: to be run.
         derivative: see `run`.
-        wanted: "auto", "reference", "cpu", or "device:NAME" (cpu, cuda, cuda:N) for torch operations on a device.
+        wanted: "auto", "reference", "cpu", or, with a device's NAME (cpu, cuda, cuda:N), "device:NAME" for the fastest
+            there, "torch:NAME" for tensor operations, "triton:NAME" for Triton kernels.
 
     Raises:
         InputError: for an unknown name, or one that can't run this model.
@@ -94,8 +95,9 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     from lpm.kernels.reference import Reference
 
     kind, _, device = wanted.partition(":")
-    if kind not in ("auto", "reference", "cpu", "device") or (kind == "device") != bool(device):
-        raise InputError(f"The executor is {wanted!r}: auto, reference, cpu or device:NAME.")
+    known = ("auto", "reference", "cpu", "device", "torch", "triton")
+    if kind not in known or (kind in known[3:]) != bool(device):
+        raise InputError(f"The executor is {wanted!r}: auto, reference, cpu, or device:NAME, torch:NAME, triton:NAME.")
     fused = all(protocol.fused() for protocol in model.protocols)
     if derivative == "alternates":
         from lpm.kernels.alternates import Alternates
@@ -114,9 +116,9 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
             "Use auto or reference (no --device), or the gradient fd.",
         )
     if device:
-        from lpm.kernels.device import Device, find_device
+        from lpm.kernels.device import choose
 
-        return Device(find_device(device))
+        return choose(kind, device)
     from lpm.kernels.cpu import Fused
 
     return Fused()
@@ -215,7 +217,7 @@ def run(
         worker.start()
     for t in range(first, steps):
         records = worker.step(t)
-        words[t], _ = model.read(records)
+        words[t] = model.read(records)
         if keeper.every and (t + 1) % keeper.every == 0 and t + 1 < steps:
             state = {
                 "step": t + 1,

@@ -1,7 +1,13 @@
-"""The device executor keeps the contract of the others on the CPU device: the same integers to the bit."""
+"""The executors of torch devices keep the contract of the others: the same integers to the bit.
+
+Tensor operations run on the CPU device everywhere; on a machine with a GPU they and the Triton kernels run there too.
+Without one, the kernels run in Triton's interpreter where `TRITON_INTERPRET=1` is set and triton is installed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +26,20 @@ from lpm.simulation import Keeper, run
 from tests import models
 from tests.e2e.processes import CITY, CLINICS
 
+_INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = [
+    "torch:cpu",
+    *(["torch:cuda", "triton:cuda"] if torch.cuda.is_available() else []),
+    *(["triton:cpu"] if _INTERPRETED else []),
+]
+"""Executors of devices that this machine offers."""
+
 
 @pytest.fixture(params=[1 << 18, 150], ids=["one chunk", "many chunks"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many agents and lanes are handled at once changes nothing."""
     monkeypatch.setattr(device, "_HOST_CHUNK", request.param)
+    monkeypatch.setattr(device, "_DEVICE_CHUNK", request.param)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +81,9 @@ def outside() -> lpm.Model:
 
 
 @pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("executor", DEVICES)
 @pytest.mark.parametrize("which", ["town", "reordered", "outside", "clinics"])
-def test_the_device_executor_gives_the_bits_of_the_others(which: str) -> None:
+def test_a_device_executor_gives_the_bits_of_the_others(which: str, executor: str) -> None:
     order = np.random.default_rng(5).permutation(600)
     model = {
         "town": models.town,
@@ -77,20 +93,32 @@ def test_the_device_executor_gives_the_bits_of_the_others(which: str) -> None:
     }[which]()
     rows = [{**models.THETA, "transmissibility": 0.5, "beta_city": beta} for beta in (0.3, 0.9)]
     theta = np.array([[row[parameter.name] for parameter in model.parameters] for row in rows])
-    found = run(model, theta, steps=15, seed=3, executor="device:cpu")
-    assert found.executor == "device:cpu"
+    found = run(model, theta, steps=15, seed=3, executor=executor)
+    assert found.executor.startswith(executor)
     assert np.array_equal(found.words, run(model, theta, steps=15, seed=3, executor="reference").words)
     assert np.array_equal(found.words, run(model, theta, steps=15, seed=3, executor="cpu").words)
     assert found.words.any()
 
 
-def test_a_run_goes_on_from_another_executors_checkpoint() -> None:
+@pytest.mark.parametrize("executor", DEVICES)
+def test_a_run_goes_on_from_another_executors_checkpoint(executor: str) -> None:
     model, states = models.town(200), []
     theta = np.array([[models.THETA[parameter.name] for parameter in model.parameters]])
     asked: dict[str, Any] = {"steps": 10, "seed": 3}
-    whole = run(model, theta, executor="device:cpu", keeper=Keeper(6, states.append), **asked)
-    again = run(model, theta, executor="cpu", keeper=Keeper(found=states[0]), **asked)
-    assert np.array_equal(again.words, whole.words)
+    whole = run(model, theta, executor=executor, keeper=Keeper(6, states.append), **asked)
+    again = run(model, theta, executor="cpu", keeper=Keeper(6, states.append, states[0]), **asked)
+    back = run(model, theta, executor=executor, keeper=Keeper(found=states[0]), **asked)
+    assert np.array_equal(again.words, whole.words) and np.array_equal(back.words, whole.words)
+
+
+def test_fd_on_a_device_is_fd() -> None:
+    model = models.town(200)
+    found = [
+        lpm.simulate(model, models.THETA, steps=8, seed=3, gradient="fd", executor=executor).gradient
+        for executor in ("cpu", *DEVICES)
+    ]
+    assert found[0] is not None and all(found[0].equals(other) for other in found[1:])
+    assert any(bool((found[0][name] != 0).any()) for name in found[0])
 
 
 def test_the_city_runs_on_a_device_and_the_run_says_which(tmp_path: Path) -> None:
@@ -99,7 +127,7 @@ def test_the_city_runs_on_a_device_and_the_run_says_which(tmp_path: Path) -> Non
     assert cli.main([*asked, "--out", str(tmp_path / "b")]) == 0
     assert (tmp_path / "a" / "words.npy").read_bytes() == (tmp_path / "b" / "words.npy").read_bytes()
     record = lpm_record(tmp_path / "a")
-    assert (record["executor"], record["device"]) == ("device:cpu", "cpu")
+    assert (record["executor"], record["device"]) == ("torch:cpu", "cpu")
 
 
 def lpm_record(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 import lpm
 from lpm.kernels import cpu
 from lpm.simulation import Keeper, run
+from tests.test_device import DEVICES
 
 AGENTS, STEPS = 240, 12
 
@@ -91,6 +92,10 @@ def test_any_spec_gives_the_same_bits(number, monkeypatch):
         fused = run(people, theta, steps=STEPS, seed=number)
         assert fused.executor == "cpu"
         assert np.array_equal(fused.words, reference), (number, count)
+    for executor in DEVICES:
+        for people in (model, shuffled):
+            found = run(people, theta, steps=STEPS, seed=number, executor=executor).words
+            assert np.array_equal(found, reference), (number, executor)
 
 
 def test_a_resumed_run_reads_the_state_afresh():
@@ -109,8 +114,9 @@ def test_factors_that_change_from_day_to_day_agree():
     gone = lpm.Event(when=lpm.on_date("2020-03-22"), effect=lpm.scale("city", by=0.3), lasts=3)
     start = np.datetime64("2020-03-20").astype(object)
     model = lpm.Model(lpm.Population(AGENTS), [city], [gone, sir], outputs={"new": lpm.flow("S -> I")}, start=start)
-    words = [run(model, np.zeros((1, 0)), steps=9, seed=2, executor=name).words for name in ("reference", "cpu")]
-    assert np.array_equal(*words) and words[0].any()
+    executors = ("reference", "cpu", *DEVICES)
+    words = [run(model, np.zeros((1, 0)), steps=9, seed=2, executor=name).words for name in executors]
+    assert all(np.array_equal(words[0], other) for other in words[1:]) and words[0].any()
 
 
 def test_whoever_is_infected_while_infectious_is_left_to_the_reference():

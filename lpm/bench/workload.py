@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lpm import simulation
@@ -125,27 +126,30 @@ def day_timer() -> tuple[Callable[[int, int], None], Callable[[], list[float]]]:
     return lambda done, steps: marks.append(time.perf_counter()), lambda: np.diff(marks).tolist()
 
 
-def bench_workload(agents: int, days: int, seed: int = 0) -> dict[str, Any]:
+def bench_workload(agents: int, days: int, seed: int = 0, executor: str = "auto") -> dict[str, Any]:
     """Time W, day by day, without the making of the population.
 
     Args:
         agents: how many.
         days: how many, from 2.
         seed: of population and epidemic.
+        executor: see `simulation.choose_executor`.
 
     Returns:
         agents, days, median_day_ms, agent_steps_per_s, peak_rss_mb (of this process, the interpreter and the making of
-        the population included), final_counts (people in S, E, I, R on the last day).
+        the population included), final_counts (people in S, E, I, R on the last day); on a GPU also peak_device_mb.
     """
     if days < 2:
         raise InputError(f"`--days` is {days}: a whole number from 2, since the first day warms up.")
     require_memory(agents)
     # The hot loop is compiled, or loaded from the cache, before anything is timed.
-    simulation.run(workload(10 * _COMMUNITY), default_values(0), steps=2, seed=seed)
+    simulation.run(workload(10 * _COMMUNITY), default_values(0), steps=2, seed=seed, executor=executor)
     model = workload(agents, seed)
     mark, measured = day_timer()
-    found = simulation.run(model, default_values(0), steps=days, seed=seed, progress=mark)
+    found = simulation.run(model, default_values(0), steps=days, seed=seed, executor=executor, progress=mark)
     median = statistics.median(measured())
+    device = found.executor.partition(":")[2]
+    on_device = {"peak_device_mb": torch.cuda.max_memory_allocated(device) / 2**20} if "cuda" in device else {}
     return {
         "agents": agents,
         "days": days,
@@ -153,4 +157,5 @@ def bench_workload(agents: int, days: int, seed: int = 0) -> dict[str, Any]:
         "agent_steps_per_s": agents / median,
         "peak_rss_mb": peak_memory_mb(),
         "final_counts": [int(number) for number in found.outputs[-1, 1:, 0]],
+        **on_device,
     }

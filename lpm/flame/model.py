@@ -19,7 +19,6 @@ from lpm.flame.protocol import Protocol
 from lpm.networks import Network
 from lpm.parameters import Parameter
 from lpm.population.people import Population
-from lpm.relax import attach
 
 __all__ = ["Model", "Output", "count", "flow"]
 
@@ -178,15 +177,10 @@ class Model:
             raise InputError(f"A class of {attribute} is out of range: from 0 to {declared - 1}.")
         return declared
 
-    def read(self, records: Mapping[str, Tensor]) -> tuple[NDArray[np.int64], Tensor]:
-        """Outputs of one step: exact words of this shard, and the same as differentiable numbers.
-
-        Returns:
-            words [outputs, lanes] and values [outputs, lanes] (with the derivative, where records have one).
-        """
+    def read(self, records: Mapping[str, Tensor]) -> NDArray[np.int64]:
+        """Outputs of one step: exact words of this shard [outputs, lanes]."""
         readers: Mapping[str, _Reader] = self._readers  # type: ignore[attr-defined]
-        words, values = zip(*(reader.read(records) for reader in readers.values()), strict=True)
-        return torch.stack(words).numpy(), torch.stack(values)
+        return torch.stack([reader.read(records) for reader in readers.values()]).numpy()
 
     def by_agent(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
         """Each agent's own part of the outputs of one step.
@@ -202,7 +196,7 @@ class Model:
         return torch.stack([reader.by_agent(before, after) for reader in readers.values()])
 
     def values(self, records: Mapping[str, Tensor]) -> Tensor:
-        """The differentiable part of `read` alone [outputs, lanes]."""
+        """The same outputs as differentiable numbers, for the derivative that records have [outputs, lanes]."""
         readers: Mapping[str, _Reader] = self._readers  # type: ignore[attr-defined]
         return torch.stack([reader.soft(records) for reader in readers.values()])
 
@@ -258,13 +252,8 @@ class _Reader:
         return self.of_agent * new[..., self.rows].sum(-1)
 
     def soft(self, records: Mapping[str, Tensor]) -> Tensor:
-        return self._weighed(records[self.key][self.at].sum(0))
+        return (records[self.key][self.at].sum(0).to(torch.float64) * self.weights).sum(0)
 
-    def _weighed(self, people: Tensor) -> Tensor:
-        return (people.to(torch.float64) * self.weights).sum(0)
-
-    def read(self, records: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def read(self, records: Mapping[str, Tensor]) -> Tensor:
         people = records[self.key][self.at].sum(0)
-        words = (people.detach().to(torch.int64) * self.words).sum(0)
-        hard = words.to(torch.float64) * 2.0**-ring.FRACTION_BITS
-        return words, attach(hard, self._weighed(people))
+        return (people.detach().to(torch.int64) * self.words).sum(0)

@@ -1,12 +1,16 @@
-"""The executor for any torch device, GPUs above all: the spec in integer tensor operations, in chunks of agents.
+"""The executor for any torch device: the spec in integer tensor operations, in chunks of agents.
 
-One byte per agent and lane stays on the device; sums, hazards of shared cells and counts cross to the host. Every
-float64 operation is a tensor operation of its own, in the order of the reference executor, so nothing is contracted and
-thresholds are the same integers on every device.
+One byte per agent and lane stays on the device, and what never changes is sent there once; sums that pass ⊕ or mix,
+hazards of those cells and counts cross to the host. Every float64 operation is a tensor operation of its own, in the
+order of the reference executor, so nothing is contracted and thresholds are the same integers on every device.
+
+A GPU with Triton has a faster one (`lpm/kernels/cuda.py`), which begins runs with the functions of this one.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,18 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.errors import InputError
-from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
-from lpm.networks import Edges, Groups
+from lpm.kernels.spec import Executor, Spec, Summed, Tables, decode, hazards
+from lpm.networks import Edges, Groups, Network
 from lpm.ranks import place
 from lpm.relax import one_minus_exp, thresholds
 from lpm.rng import Address, Ids
 
-__all__ = ["Device", "find_device", "philox_words"]
+__all__ = ["Device", "choose", "find_device", "philox_words"]
 
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
-_HOST_CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 24
+_HOST_CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 22
 
 
 def find_device(name: str) -> torch.device:
@@ -119,8 +123,23 @@ class Device:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.name = f"device:{device}"
+        self.name = f"torch:{device}"
         self._placed: dict[int, tuple[Spec, _Placed]] = {}
+        self._sizes: dict[str, tuple[Tensor, Tensor]] = {}
+        self._pairs: dict[int, tuple[Edges, Tensor, Tensor]] = {}
+
+    def size(self, name: str, people: Tensor) -> Tensor:
+        """People per cell of a network, on the device: sent once, since a run never changes them [cells]."""
+        if name not in self._sizes or self._sizes[name][0] is not people:
+            self._sizes[name] = people, people.to(self.device)
+        return self._sizes[name][1]
+
+    def pairs(self, network: Edges) -> tuple[Tensor, Tensor]:
+        """Source and reader of each edge, on the device, each [edges (both ways)] int32."""
+        if id(network) not in self._pairs:
+            ends = (network.source.to(torch.int32).to(self.device), network.reader.to(torch.int32).to(self.device))
+            self._pairs[id(network)] = network, *ends
+        return self._pairs[id(network)][1:]
 
     def _place(self, spec: Spec) -> _Placed:
         if id(spec) not in self._placed:
@@ -165,23 +184,54 @@ class Device:
         return Summed(self._sum(spec, state["stage"].to(self.device), network).cpu())
 
     def _sum(self, spec: Spec, stage: Tensor, number: int) -> Tensor:
-        """Infectivity by cell, in words [cells, lanes]; only those who are infectious are added up."""
-        network = spec.networks[number]
-        agents, lanes = stage.shape
         words = torch.from_numpy(spec.infectivity_words[number]).to(self.device)
+        return self.sum(stage, spec.networks[number], self._place(spec).cells[number], words)
+
+    def sum(self, stage: Tensor, network: Network, cells: Tensor | None, words: Tensor) -> Tensor:
+        """Infectivity by cell; only those who are infectious are added up.
+
+        Args:
+            stage: of each agent [agents, lanes].
+            network: over which.
+            cells: cell of each agent; not used for edges [agents].
+            words: infectivity of each stage [S].
+
+        Returns:
+            Words [cells, lanes].
+        """
+        agents, lanes = stage.shape
         total = torch.zeros((network.cells, lanes), dtype=torch.int64, device=self.device)
         if isinstance(network, Edges):
-            for chunk in self._chunks(network.source.numel(), lanes):
-                source, reader = network.source[chunk].to(self.device), network.reader[chunk].to(self.device)
-                total.index_add_(0, reader, words[stage[source].to(torch.int64)])
+            source, reader = self.pairs(network)
+            for chunk in self._chunks(source.numel(), lanes):
+                message = words[stage[source[chunk].to(torch.int64)].to(torch.int64)]
+                total.index_add_(0, reader[chunk].to(torch.int64), message)
             return total
-        cells = self._place(spec).cells[number]
         assert cells is not None
         for chunk in self._chunks(agents, lanes):
             message = words[stage[chunk].to(torch.int64)]
             speaks = (message != 0).any(dim=1).nonzero()[:, 0]
             total.index_add_(0, cells[chunk][speaks].to(torch.int64), message[speaks])
         return total
+
+    def count(self, spec: Spec, stage: Tensor, classes: Tensor) -> Tensor:
+        """People in each stage, on the host [S, C, lanes] int64.
+
+        Args:
+            spec: whose stages and classes.
+            stage: of each agent [agents, lanes].
+            classes: of each agent, or empty where there is one class [agents].
+        """
+        lanes = stage.shape[1]
+        shape = (len(spec.stages), spec.class_count, lanes)
+        lane = torch.arange(lanes, device=self.device)[None, :]
+        found = torch.zeros(int(np.prod(shape)), dtype=torch.int64, device=self.device)
+        for chunk in self._chunks(stage.shape[0], lanes):
+            row = stage[chunk].to(torch.int64) * spec.class_count
+            if classes.numel():
+                row = row + classes[chunk].to(torch.int64)[:, None]
+            found += torch.bincount((row * lanes + lane).reshape(-1), minlength=found.numel())
+        return found.reshape(shape).cpu()
 
     def _hazards(self, spec: Spec, stage: Tensor, tables: Tables, shared: Mapping[str, Tensor]) -> list[Tensor]:
         """The hazard that a member of each cell feels, by network [cells, lanes]."""
@@ -193,7 +243,7 @@ class Device:
                 total = shared[network.name] if network.shared else decode(self._sum(spec, stage, k).cpu())
                 block = hazards(network, total, size, factor).to(self.device)
             else:
-                size = None if size is None else size.to(self.device)
+                size = None if size is None else self.size(network.name, size)
                 block = hazards(network, decode(self._sum(spec, stage, k)), size, factor.to(self.device))
             found.append(block.expand(network.cells, stage.shape[1]))
         return found
@@ -256,3 +306,27 @@ class Device:
             flows.reshape(-1, classes, lanes).cpu(),
             counts.reshape(count, classes, lanes).cpu(),
         )
+
+
+def choose(kind: str, name: str) -> Executor:
+    """The executor of plain runs on a device.
+
+    Args:
+        kind: "torch" for tensor operations, "triton" for Triton kernels, "device" for the faster that can run there.
+        name: the device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        InputError: for a device that is absent, or Triton kernels without Triton.
+    """
+    device = find_device(name)
+    compiles = importlib.util.find_spec("triton") is not None
+    if kind == "triton" and not (compiles and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")):
+        raise InputError(
+            f"The executor triton:{name} needs a GPU and the package triton, which torch's builds with CUDA bring.",
+            f"Use device:{name}.",
+        )
+    if kind == "triton" or (kind == "device" and compiles and device.type == "cuda"):
+        from lpm.kernels.cuda import Compiled
+
+        return Compiled(device)
+    return Device(device)
