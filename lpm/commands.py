@@ -320,6 +320,7 @@ def audit_command(options: Options) -> dict[str, Any]:
 def calibrate_command(options: Options) -> dict[str, Any]:
     """Calibrate a scenario to its data, in this process or on the ranks of `torchrun`."""
     scenario = _scenario(options)
+    scenario.require_observed()
     group = _join(options, scenario)
     return _calibrate(_new_run(options, scenario, group), options, scenario, None, group)
 
@@ -387,6 +388,8 @@ def _fits(scenario: Scenario, evidence: Evidence, backend: LocalBackend) -> list
 def federate_command(options: Options) -> dict[str, Any]:
     """Run a scenario with one process per institution and a coordinator, on this machine."""
     scenario = _scenario(options)
+    if not options.simulate_only:
+        scenario.require_observed()
     run = Run.create(options.out, options.to_command(), scenario.name)
     return _federate(run, options, scenario, resume=False)
 
@@ -394,7 +397,7 @@ def federate_command(options: Options) -> dict[str, Any]:
 def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -> dict[str, Any]:
     from lpm import launch
 
-    launch.check(options, run.path, scenario.institutions)
+    plan = launch.plan(options, run.path, scenario.institutions)
     _begin(run, options, scenario, "federated")
     if scenario.gradient.estimator == "auto" and not options.simulate_only:
         options = options.with_(gradient=_audited(run, options, scenario))
@@ -403,7 +406,7 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
         options = options.with_(steps=None, settings=dict(options.settings) | {"scenario.steps": str(options.steps)})
     options = options.with_(sharing=options.sharing or scenario.federation.sharing)
     run.update(leakage=LEAKAGE_PAGE)  # the report links it; it is counted when all ledgers are closed
-    code = launch.federate(options, run.path, scenario.institutions, resume=resume)
+    code = launch.federate(options, run.path, plan, resume=resume)
     if code:
         raise SystemExit(code)
     # On one machine the launcher may look into the parties' folders; the coordinator never does.

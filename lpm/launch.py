@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -31,7 +31,7 @@ from lpm.processes import Process, free_port, keep_flower_quiet, start, stop
 from lpm.protocol.identity import make_local_authority
 from lpm.runs import Run
 
-__all__ = ["check", "federate", "group_institutions", "share_processes"]
+__all__ = ["Plan", "federate", "group_institutions", "plan", "share_processes"]
 
 _log = logging.getLogger(__name__)
 
@@ -110,8 +110,23 @@ def _together(processes: Sequence[tuple[str, ...]]) -> str:
     )
 
 
-def check(options: Options, out: Path, institutions: Sequence[str]) -> None:
-    """Refuse what `federate` would refuse, before anything that takes time.
+@dataclass(frozen=True)
+class Plan:
+    """Which processes a federation has.
+
+    Attributes:
+        groups: party → its institutions.
+        processes: the parties of each process.
+        keys: folder of everybody's keys.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
+    processes: Sequence[tuple[str, ...]]
+    keys: Path
+
+
+def plan(options: Options, out: Path, institutions: Sequence[str]) -> Plan:
+    """Decide on parties and processes, and refuse what can't be started, before anything that takes time.
 
     Args:
         options: the flags of `lpm federate`.
@@ -121,41 +136,42 @@ def check(options: Options, out: Path, institutions: Sequence[str]) -> None:
     Raises:
         InputError: if the parties, the processes or the key folder can't be used.
     """
-    groups = list(group_institutions(institutions, options.parties))
-    share_processes(groups, options.processes)
-    _keys(options, out.resolve(), groups)
+    groups = group_institutions(institutions, options.parties)
+    processes = share_processes(list(groups), options.processes)
+    return Plan(groups, processes, _keys(options, out.resolve(), list(groups), _control(options, processes)))
 
 
-def federate(options: Options, out: Path, institutions: Sequence[str], *, resume: bool = False) -> int:
+def _control(options: Options, processes: Sequence[tuple[str, ...]]) -> str:
+    """The control plane: of parties that share processes, plain streams."""
+    return "streams" if _together(processes) else options.control
+
+
+def federate(options: Options, out: Path, plan: Plan, *, resume: bool = False) -> int:
     """Run one session on this machine and wait for its end.
 
     Args:
         options: the flags of `lpm federate`.
         out: the run's folder.
-        institutions: the scenario's.
+        plan: for these options and this folder.
         resume: go on from the checkpoints in `out`.
 
     Returns:
         0 done, 2 bad input, 3 stopped but resumable, 1 anything else; what went wrong has been said on standard error.
 
     Raises:
-        InputError: if the parties or the key folder can't be used.
+        InputError: if no scenario is named.
     """
     if options.scenario is None:
         raise InputError("No scenario is named: the path of its folder.")
-    groups = group_institutions(institutions, options.parties)
-    processes = share_processes(list(groups), options.processes)
-    if together := _together(processes):
-        if options.control != "streams":
-            options = options.with_(control="streams")
-            together += "; the control plane is plain streams"
+    control = _control(options, plan.processes)
+    if together := _together(plan.processes):
+        if control != options.control:
+            together += f"; the control plane is plain {control}"
         _say(f"{together}.")
-        Run.open(out).update(processes=[list(parties) for parties in processes], weaker=together)
-    out = out.resolve()
-    keys = _keys(options, out, list(groups))
+        Run.open(out).update(processes=[list(parties) for parties in plan.processes], weaker=together)
     keep_flower_quiet()
     for attempt in range(1, _TRIES + 1):
-        federation = _Federation(options, out, groups, processes, keys, resume)
+        federation = _Federation(options.with_(control=control), out.resolve(), plan, resume)
         code = federation.run()
         if not federation.port_was_taken or attempt == _TRIES:
             if code:
@@ -192,19 +208,11 @@ class _Member:
 class _Federation:
     """The processes of one attempt."""
 
-    def __init__(
-        self,
-        options: Options,
-        out: Path,
-        groups: dict[str, tuple[str, ...]],
-        processes: Sequence[tuple[str, ...]],
-        keys: Path,
-        resume: bool,
-    ) -> None:
+    def __init__(self, options: Options, out: Path, plan: Plan, resume: bool) -> None:
         self.port_was_taken = False
         self.reason = ""
-        self._options, self._out, self._groups, self._keys, self._resume = options, out, groups, keys, resume
-        self._processes = processes
+        self._options, self._out, self._resume = options, out, resume
+        self._groups, self._processes, self._keys = plan.groups, plan.processes, plan.keys
         self._members: list[_Member] = []
         self._grace = _END_SECONDS
         self._quiet = threading.Event()
@@ -383,7 +391,7 @@ class _Federation:
                 process.kill()
 
 
-def _keys(options: Options, out: Path, parties: list[str]) -> Path:
+def _keys(options: Options, out: Path, parties: list[str], control: str) -> Path:
     keys = (options.keys or out / "keys").resolve()
     if options.keys is None and not keys.exists():
         make_local_authority(keys, parties)
@@ -393,7 +401,7 @@ def _keys(options: Options, out: Path, parties: list[str]) -> Path:
             f"{keys} holds no keys of {', '.join(missing) or 'the coordinator'}.",
             f"Make a new folder with `lpm keys local DIR --parties {','.join(parties)}` and name it with `--keys`.",
         )
-    if options.control == "flower":
+    if control == "flower":
         collect_node_keys(keys, parties)
     return keys
 

@@ -148,6 +148,7 @@ class Scenario:
         start: date of step 0.
         steps: T.
         held_out: last steps that are scored but not fitted.
+        observed_days: how many days from the start the institutions' series hold; 0 where that is not said.
         institutions: who holds people and series.
         minimum_people: fewest agents in an opened group.
         minimum_institutions: fewest institutions in an opened group.
@@ -169,6 +170,7 @@ class Scenario:
     start: dt.date
     steps: int
     held_out: int
+    observed_days: int
     institutions: tuple[str, ...]
     minimum_people: int
     minimum_institutions: int
@@ -246,6 +248,19 @@ class Scenario:
         """SHA-256 of its files and of `lpm` as installed here, as hex: what an institution's policy allows by."""
         return source_hash(self.folder)
 
+    def require_observed(self) -> None:
+        """Refuse to calibrate over more days than the series hold, which no process need be started to know.
+
+        Raises:
+            InputError: naming both numbers.
+        """
+        if self.observed_days and self.steps > self.observed_days:
+            raise InputError(
+                f"scenario.steps is {self.steps}: the series of {self.name} hold {self.observed_days} days from "
+                f"{self.start}.",
+                f"Give `--steps` of at most {self.observed_days}, or simulate without calibrating.",
+            )
+
     def with_options(
         self,
         *,
@@ -321,6 +336,7 @@ class Scenario:
             ("federation.resolution_days", self.federation.resolution_days, 1),
             ("scenario.minimum_people", self.minimum_people, 1),
             ("scenario.minimum_institutions", self.minimum_institutions, 1),
+            ("scenario.observed_days", self.observed_days, 0),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise InputError(f"{what} is {value}: a whole number from {lowest}.")
@@ -449,12 +465,20 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
             "start": dt.date,
             "steps": int,
             "held_out": int,
+            "observed_days": int,
             "institutions": list,
             "minimum_people": int,
             "minimum_institutions": int,
             "weaker": str,
         },
-        {"held_out": 0, "minimum_people": 10, "minimum_institutions": 3, "weaker": "", "title": ""},
+        {
+            "held_out": 0,
+            "observed_days": 0,
+            "minimum_people": 10,
+            "minimum_institutions": 3,
+            "weaker": "",
+            "title": "",
+        },
     )
     crowd = _section(path, tree, "population", {"agents": int, "people": float}, {"people": None})
     declared = []
@@ -517,6 +541,7 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
         start=head["start"],
         steps=head["steps"],
         held_out=head["held_out"],
+        observed_days=head["observed_days"],
         institutions=tuple(map(str, head["institutions"])),
         minimum_people=head["minimum_people"],
         minimum_institutions=head["minimum_institutions"],

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import lpm
 from lpm import commands, launch
 from lpm.analysis import audit
 from lpm.errors import InputError, Interrupted, PeerLost
-from lpm.launch import MOST_PROCESSES, federate, group_institutions, share_processes
+from lpm.launch import MOST_PROCESSES, Plan, group_institutions, plan, share_processes
 from lpm.node_keys import collect_node_keys, registered_keys
 from lpm.options import Options
 from lpm.processes import announce, free_port, parse_address, start, stop, to_exit_code
@@ -64,7 +63,7 @@ def test_a_key_folder_without_a_party_is_refused_before_anything_starts(tmp_path
     make_local_authority(tmp_path / "keys", ["bronx", "queens", "manhattan"])
     options = Options(scenario=tmp_path, control="streams", keys=tmp_path / "keys")
     with pytest.raises(InputError, match="holds no keys of brooklyn, staten_island"):
-        federate(options, tmp_path / "run", BOROUGHS)
+        plan(options, tmp_path / "run", BOROUGHS)
     assert not (tmp_path / "run").exists()
 
 
@@ -162,7 +161,7 @@ def test_a_federation_begins_with_an_audit_on_synthetic_people_and_a_resumed_one
 ) -> None:
     started, audited = [], []
 
-    def federate(options: Options, out: Path, institutions: Sequence[str], *, resume: bool) -> int:
+    def federate(options: Options, out: Path, plan: Plan, *, resume: bool) -> int:
         started.append((options.gradient, resume))
         return Interrupted.exit_code
 

@@ -85,6 +85,20 @@ def test_the_hash_binds_what_all_must_agree_on():
     assert scenario.with_options(settings={first.parameter.name: str(first.value * 1.01)}).hash != scenario.hash
 
 
+@pytest.mark.parametrize("name", ["three_clinics", "nyc_boroughs", "nyc_hospitals"])
+def test_the_series_hold_as_many_days_as_the_scenario_says(name):
+    scenario = load(CLINICS.with_name(name))
+    whole = scenario.with_options(steps=scenario.observed_days)
+    whole.require_observed()
+    longer = scenario.with_options(steps=scenario.observed_days + 1)
+    with pytest.raises(InputError, match=rf"hold {scenario.observed_days} days from {scenario.start}"):
+        longer.require_observed()
+    first = scenario.institutions[0]
+    whole.observation(first)
+    with pytest.raises(InputError, match="are needed"):
+        scenario.with_options(steps=scenario.observed_days + 7).observation(first)  # some series are weekly
+
+
 def test_the_code_a_policy_allows_is_the_scenarios_and_lpms_own(tmp_path, monkeypatch):
     shutil.copytree(CLINICS, tmp_path / "town", ignore=shutil.ignore_patterns("__pycache__"))
     scenario = load(tmp_path / "town")

@@ -45,9 +45,13 @@ def refused(command: Command, *words: str, code: int = 2) -> None:
         (["simulate", CLINICS.with_name("nowhere")], ["no scenario", "nowhere"]),
         (["federate", CLINICS, "--parties", "2"], ["--parties", "2", "from 3"]),
         (["federate", CLINICS, "--parties", "4", "--control", "streams"], ["--parties", "4", "from 3 to 3"]),
+        (
+            ["federate", CLINICS, "--steps", "29", "--gradient", "fd"],
+            ["scenario.steps is 29", "28 days from 2020-01-06"],
+        ),
         (["resume", CLINICS], ["is not a run"]),
     ],
-    ids=["key", "flag", "negative", "bounds", "scenario", "two", "four", "resume"],
+    ids=["key", "flag", "negative", "bounds", "scenario", "two", "four", "days", "resume"],
 )
 def test_a_bad_flag(arguments: list[str | Path], words: list[str], tmp_path: Path) -> None:
     out = [] if arguments[0] == "resume" else ["--out", tmp_path / "run"]

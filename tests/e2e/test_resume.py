@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -63,18 +64,30 @@ def test_a_run_that_was_killed_and_then_stopped_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("scenario", "more"),
-    [(CLINICS, []), (CITY, ["--agents", "20000", "--steps", "20", "--parties", "3"])],
-    ids=["three_clinics", "nyc_boroughs"],
+    ("scenario", "more", "planes"),
+    [
+        (CLINICS, [], ["--control", "flower", "--sharing", "masked"]),
+        (CITY, ["--agents", "20000", "--steps", "20", "--parties", "3"], ["--control", "streams"]),
+    ],
+    ids=["three_clinics, masked, over Flower", "nyc_boroughs"],
 )
-def test_one_process_and_a_federation_simulate_the_same_bits(scenario: Path, more: list[str], tmp_path: Path) -> None:
+def test_one_process_and_a_federation_simulate_the_same_bits(
+    scenario: Path, more: list[str], planes: list[str], tmp_path: Path
+) -> None:
     asked: list[str | Path] = [scenario, "--seed", "5", "--json"]
     one, many = tmp_path / "one", tmp_path / "many"
     local = ended(["simulate", *asked, *more[:4], "--out", one], one, tmp_path / "0")
     assert local.wait() == 0, local.said
-    control = ["--simulate-only", "--control", "streams", "--out", many]
-    federated = ended(["federate", *asked, *more, *control], many, tmp_path / "1")
+    federated = ended(["federate", *asked, *more, "--simulate-only", *planes, "--out", many], many, tmp_path / "1")
     assert federated.wait() == 0, federated.said
+    roles = Counter(each["role"] for each in json.loads((many / "processes.json").read_text()))
+    flower = {"superlink": 1, "supernode": 3} if "flower" in planes else {}
+    assert roles == {"coordinator": 1, "client": 3, **flower}
+    if flower:
+        log = (many / "control" / "superlink.log").read_text()
+        assert "https://" in log and log.count("Activated node_id") == 3
+        sharing = [json.loads(each.read_text())["sharing"] for each in many.glob("parties/*/client.json")]
+        assert sharing == ["masked"] * 3
     words = np.load(one / "words.npy")
     assert words.any()
     np.testing.assert_array_equal(words, np.load(many / "words.npy"))
