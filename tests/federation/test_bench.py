@@ -7,6 +7,8 @@ import json
 import pytest
 
 from lpm import cli
+from lpm.bench.federation import bench_step
+from lpm.errors import InputError
 
 
 @pytest.mark.parametrize("sharing", ["crypten", "masked"])
@@ -32,3 +34,12 @@ def test_rounds_of_real_processes_are_timed(sharing, capfd):
 def test_what_cannot_be_timed_is_refused(arguments, message, capsys):
     assert cli.main(["bench", "federation", *arguments, "--json"]) == 2
     assert message in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_federated_day_is_timed_against_the_same_people_apart():
+    found = bench_step(3, 300, "masked", days=2, repeats=1)
+    assert (found["parties"], found["agents_each"], len(found["extra_each_ms"])) == (3, 300, 1)
+    assert found["apart_ms"] > 0
+    assert found["together_ms"] > 0
+    with pytest.raises(InputError, match="whole numbers from 1"):
+        bench_step(3, 0)
