@@ -9,6 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lpm import ring
+from lpm.calibration.gvi import fit
+from lpm.calibration.priors import Prior
 from lpm.errors import InputError
 from lpm.evidence import Evidence
 from lpm.privacy import ENGINES
@@ -128,6 +131,41 @@ def test_federated_losses_and_gradients_equal_the_central_ones(estimator, engine
     found, _ = federate(work, engine=engine)
     assert np.abs(sum(each[0] for each in found) - loss).max() <= 1e-9 * np.abs(loss).max()
     assert np.abs(sum(each[1] for each in found) - gradient).max() <= 1e-9 * np.abs(gradient).max()
+
+
+def test_both_engines_calibrate_to_the_same_posterior():
+    """Two iterations by one seed: each engine opens the same sums, so the posterior is the same."""
+    scenario = load(ROOT / "simulations" / "three_clinics").with_options(steps=14)
+    prior, bits = Prior.from_parameters(scenario.parameters), scenario.federation.fraction_bits
+    settings = {"parameters": scenario.parameters, "steps": 14, "held_out": 2, "seed": 5, "step": 0.05}
+    names = scenario.institutions
+    shards = [Evidence(scenario.build([name]), [scenario.observation(name)], **settings) for name in names]
+    whole = Evidence(scenario.build(), [scenario.observation(name) for name in names], **settings)
+
+    def through(engine):
+        def evaluate(theta, iteration):
+            def work(world, shard):
+                for tensor, values in zip(
+                    ("loss", "gradient"), shard.evaluate(theta, iteration, estimator="fd", world=world), strict=True
+                ):
+                    world.tell_coordinator(tensor, ring.encode(values.reshape(-1), bits))
+
+            _, hub = federate([lambda world, shard=shard: work(world, shard) for shard in shards], engine=engine)
+            opened = {round.tensor: ring.decode(words, bits) for round, words in hub.totals.items()}
+            return opened["loss"], opened["gradient"].reshape(theta.shape)
+
+        return evaluate
+
+    def posterior(evaluate):
+        fitted = fit(prior, evaluate, iterations=2, draws=2, seed=7)
+        return np.concatenate([[each.loss, *each.mean, *each.sd] for each in fitted.records])
+
+    found = {engine: posterior(through(engine)) for engine in ENGINES}
+    assert len(found) == 2
+    assert np.array_equal(*found.values())
+    alone = posterior(lambda theta, iteration: whole.evaluate(theta, iteration, estimator="fd"))
+    for each in found.values():
+        assert np.abs(each - alone).max() <= 1e-9 * np.abs(alone).max()
 
 
 def test_small_groups_are_refused_by_name_before_any_infection_is_summed():
