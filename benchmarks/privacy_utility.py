@@ -50,6 +50,8 @@ FIGURES = ROOT / "benchmarks" / "figures" / "privacy_utility.json"
 PICTURE = ROOT / "docs" / "figures" / "privacy_utility.png"
 EPSILONS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 1e4, 1e5)
 OUTPUT_EPSILONS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+CLIP_ALONE = 1e9
+"""An ε so large that what is lost is lost by the clip; not drawn."""
 DELTA, HONEST = 1e-5, 2
 DRAWS = 64
 """Of the prior, for the outputs and for forecasts."""
@@ -257,7 +259,7 @@ def main() -> None:
         "clip_gradient": privacy.clip_gradient,
         "noisy_sums": 2 * given.iterations + 1,
     }
-    found: dict[str, Any] = about | {"calibrations": [], "outputs": {}}
+    found: dict[str, Any] = about | {"calibrations": [], "clip_alone": [], "outputs": {}}
     if given.out.is_file():
         before = json.loads(given.out.read_text())
         if {name: before.get(name) for name in about} == about:
@@ -267,6 +269,9 @@ def main() -> None:
             if not any((each["epsilon"], each["seed"]) == (epsilon, seed) for each in found["calibrations"]):
                 found["calibrations"].append(calibrate(scenario, epsilon, seed))
                 _write(given.out, found)
+        if not any(each["seed"] == seed for each in found.setdefault("clip_alone", [])):
+            found["clip_alone"].append(calibrate(scenario, CLIP_ALONE, seed))
+            _write(given.out, found)
     if not found["outputs"]:
         parts = weekly_admissions(scenario, 1)
         norms = np.linalg.norm(parts, axis=2)
