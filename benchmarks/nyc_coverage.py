@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="number of the first, to share the work among processes")
-    parser.add_argument("--agents-of-truth", type=int, default=200_000)
+    parser.add_argument("--agents-of-truth", type=int, default=1_000_000)
     parser.add_argument("--iterations", type=int, default=None)
     parser.add_argument("--replicates", type=int, default=None)
     parser.add_argument("--weight", type=float, default=None)
