@@ -74,8 +74,8 @@ STOPPED = {"richmond": "2020-12-04"}
 """From here on a hospital's published zeros are taken as missing: it went from nine patients to none in one week, while
 the wave grew, and stayed there. Its patients are probably reported under another number."""
 
-NEIGHBOURHOODS = {"bronx": 3, "brooklyn": 5, "manhattan": 4, "queens": 5, "staten_island": 1}
-"""Parts of a borough, each of some 450,000 people."""
+NEIGHBOURHOODS = {"bronx": 3, "brooklyn": 5, "manhattan": 4, "queens": 4, "staten_island": 1}
+"""Parts of a borough, each of some 400,000 to 560,000 people."""
 
 SMALLEST_CATCHMENT = 40.0
 """Beds that a hospital counts for at least, when a borough's people are divided: an assumption."""
@@ -99,8 +99,10 @@ DAYS = ("2020-10-01", "2021-03-04")
 EVENTS = {"public schools closed again (3% positivity)": "schools_closed", "elementary schools reopen": "reopened"}
 """Measure, as the source says it → its name here."""
 
-SEEDING = ("2020-10-02", "2020-10-15")
-"""The two weeks before the start, whose cases say where the wave begins."""
+BEFORE = ("2020-10-16", "2020-11-06")
+"""First days of two weeks of cases, the second the week before the start: they say where the wave begins, and how fast
+it grows.
+"""
 
 _FACILITIES = Source(
     "US Department of Health and Human Services, COVID-19 reported patient impact and hospital capacity by facility",
@@ -232,19 +234,20 @@ def before(folder: Path, out: Path) -> None:
     """Tables `cases.csv` and `immunity.csv`: where infections were at the start, and who had had one."""
     name = "nyc_covid/daily_by_borough.csv"
     slug = {borough: key for key, (borough, _) in boroughs.INSTITUTIONS.items()}
-    cases = dict.fromkeys(boroughs.INSTITUTIONS, 0)
+    cases = {key: [0, 0] for key in slug.values()}
     for r in read(folder, name, SOURCES):
-        if r["area"] in slug and SEEDING[0] <= r["date"] <= SEEDING[1]:
-            cases[slug[r["area"]]] += int(r["cases_confirmed"] or 0) + int(r["cases_probable"] or 0)
+        for week, first in enumerate(BEFORE):
+            if r["area"] in slug and 0 <= (dt.date.fromisoformat(r["date"]) - dt.date.fromisoformat(first)).days < 7:
+                cases[slug[r["area"]]][week] += int(r["cases_confirmed"] or 0) + int(r["cases_probable"] or 0)
     write(
         out,
         "cases.csv",
-        what=f"Confirmed and probable cases from {SEEDING[0]} to {SEEDING[1]}. Unit: people. They place the first "
-        "infections; how many there are is calibrated.",
+        what=f"Confirmed and probable cases of the weeks from {BEFORE[0]} and from {BEFORE[1]}. Unit: people. They "
+        "place the first infections and say how fast they grow; how many there are is calibrated.",
         sources=[name],
         changes="added up over days.",
-        columns=("institution", "cases"),
-        rows=list(cases.items()),
+        columns=("institution", "earlier", "latest"),
+        rows=[(borough, *weeks) for borough, weeks in cases.items()],
         known=SOURCES,
     )
     antibody, survey = "nyc_covid/antibody_weekly.csv", "covid_params/seroprevalence_april2020_published.csv"
@@ -255,7 +258,7 @@ def before(folder: Path, out: Path) -> None:
         out,
         "immunity.csv",
         what="Share of people with antibodies, from two sources: a survey of grocery shoppers in April 2020, and those "
-        "who asked for a test in September. Unit: 1. The prior of `immune` is drawn up from them.",
+        "who asked for a test in September. Unit: 1. The share immune at the start is taken from them.",
         sources=[survey, antibody],
         changes="the row of New York City; weeks ending 2020-09-05 to 2020-10-10 added up.",
         columns=("what", "through", "share"),

@@ -47,18 +47,30 @@ elementary schools alone were open. Assumptions."""
 HOLIDAYS = (dt.date(2020, 12, 24), dt.date(2021, 1, 3))
 """First and last day without school."""
 
-MIDWINTER = dt.date(2021, 1, 15)
-"""When people are most indoors: an assumption. The season is a cosine of a year's length around it."""
+IMMUNE = 0.24
+"""Share immune at the start: 0.227 had been infected by the end of March 2020, 0.205 of those tested in September had
+antibodies (`immunity.csv`), which fade; an assumption between what they say and what spring and autumn added."""
+
+CHANGES = {
+    "december": (dt.date(2020, 11, 20), dt.date(2020, 12, 18)),
+    "january": (dt.date(2020, 12, 18), dt.date(2021, 1, 15)),
+    "february": (dt.date(2021, 1, 15), dt.date(2021, 2, 12)),
+}
+"""Parameter → the four weeks over which transmission changes by its factor, evenly, for reasons that are not modelled:
+season, behaviour, variants."""
 
 IN_BED = 9.0
 """Days in bed that those in hospital at the start are reckoned with."""
+
+APART = 21
+"""Days between the two weeks of `cases.csv`."""
 
 BETWEEN, BETWEEN_SPECIAL = 0.8, 1.5
 """Standard deviation, among hospitals, of the logarithm of how many more or fewer patients they have than their
 catchment explains; the second is of hospitals for one kind of patient. Assumptions. The factor itself is integrated out
 at the hospital (`lpm.institution_effect`)."""
 
-BURN_IN = 14
+BURN_IN = 7
 """First days that no likelihood sees: their patients were infected before the start."""
 
 
@@ -70,11 +82,13 @@ class Figures:
         city: boroughs, hospitals, their catchments, where people meet; the disease, mobility and dates.
         special: whether it is a hospital for one kind of patient [hospitals].
         seeding: cases per head before the start against the city's, by borough.
+        growth: of cases in the three weeks before the start, 1/day.
     """
 
     city: City
     special: tuple[bool, ...]
     seeding: NDArray[np.float64]
+    growth: float
 
 
 @cache
@@ -89,10 +103,11 @@ def figures() -> Figures:
         home=[r["borough"] for r in hospitals],
         share=np.array([float(r["share"]) for r in hospitals]),
     )
-    cases = np.array([float(r["cases"]) for r in table["cases"]])
+    earlier, cases = (np.array([float(r[week]) for r in table["cases"]]) for week in ("earlier", "latest"))
     people = np.array([borough.people for borough in city.districts])
     seeding = (cases / people) / (cases.sum() / people.sum())
-    return Figures(city, tuple(r["kind"] == "special" for r in hospitals), seeding)
+    growth = math.log(cases.sum() / earlier.sum()) / APART
+    return Figures(city, tuple(r["kind"] == "special" for r in hospitals), seeding, growth)
 
 
 def build(scenario: Scenario, institutions: Sequence[str], *, agents: int, seed: int) -> lpm.Model:
@@ -143,18 +158,18 @@ def _series(scenario: Scenario) -> lpm.Series:
             return 0.0
         return AT_SCHOOL * (1.0 if day < closed else ELEMENTARY)
 
-    def indoors(day: dt.date) -> float:
-        return 0.5 + 0.5 * math.cos(2.0 * math.pi * (day - MIDWINTER).days / 365.0)
+    def done(day: dt.date, first: dt.date, last: dt.date) -> float:
+        return min(max((day - first) / (last - first), 0.0), 1.0)
 
-    first = indoors(scenario.start)
+    visits = 1.0 + np.array([f.mobility[day] for day in days])
+    community, work = (visits / visits[0]).T - 1.0
     return lpm.Series(
         {
-            "community_visits": np.array([f.mobility[day][0] for day in days]),
-            "work_visits": np.array([f.mobility[day][1] for day in days]),
+            "community_visits": community,
+            "work_visits": work,
             "school_open": np.array([at_school(day) for day in days]),
-            # 0 at the start, 1 in midwinter: `season` is by how much a contact becomes more dangerous.
-            "indoors": np.array([(indoors(day) - first) / (1.0 - first) for day in days]),
         }
+        | {name: np.array([done(day, *ends) for day in days]) for name, ends in CHANGES.items()}
     )
 
 
@@ -167,8 +182,8 @@ def _disease(scenario: Scenario, p: Mapping[str, NDArray[np.float64]], seeding: 
     at the start is still to be drawn.
     """
     f = figures().city
-    transmissibility, distancing, season, initial, immune, stay = (
-        scenario.parameter(name) for name in ("transmissibility", "distancing", "season", "initial", "immune", "stay")
+    transmissibility, distancing, initial, stay = (
+        scenario.parameter(name) for name in ("transmissibility", "distancing", "initial", "stay")
     )
     days = {
         "E": f.days["exposed_to_infectious"][0],
@@ -180,18 +195,25 @@ def _disease(scenario: Scenario, p: Mapping[str, NDArray[np.float64]], seeding: 
     unnoticed = f.days["asymptomatic_to_recovered"][0]
     days["A"] = EARLY_SHARE * unnoticed + days["P"]
     days["B"] = unnoticed - days["A"]
-    # Who is where at the start: each stage holds people for its days.
     symptomatic = p["p_symptomatic"]
-    weight = {"E": days["E"] * np.ones_like(symptomatic)}
-    weight |= {stage: days[stage] * symptomatic for stage in ("P", "I", "L")}
-    weight |= {stage: days[stage] * (1.0 - symptomatic) for stage in ("A", "B")}
+    held = _held(days | {"H": IN_BED - days["T"]}, figures().growth)
+    weight = {"E": held["E"] * np.ones_like(symptomatic)}
+    weight |= {stage: held[stage] * symptomatic for stage in ("P", "I", "L")}
+    weight |= {stage: held[stage] * (1.0 - symptomatic) for stage in ("A", "B")}
     infected = sum(weight.values())
-    weight |= {"T": days["T"] * symptomatic, "H": (IN_BED - days["T"]) * symptomatic}
+    weight |= {stage: held[stage] * symptomatic for stage in ("T", "H")}
     there = {stage: seeding * value / infected for stage, value in weight.items()}
     most = float(max(sum(there.values())))
-    contact = transmissibility * (1.0 + season * lpm.driver("indoors"))
+    contact = 1.0 * transmissibility
+    for name in CHANGES:
+        contact = contact * (1.0 + (scenario.parameter(name) - 1.0) * lpm.driver(name))
     # A contact needs two people to be out: contacts go as the square of visits (Chang et al. 2021, Nature 589:82).
-    out, at_job = (1.0 + distancing * lpm.driver(name) for name in ("community_visits", "work_visits"))
+    # Exactly so at the start, and with `distancing` of 1 ever after.
+    first = f.mobility[scenario.start]
+    out, at_job = (
+        (1.0 + level) * (1.0 + distancing * lpm.driver(name))
+        for name, level in zip(("community_visits", "work_visits"), first, strict=True)
+    )
     at_work = contact * f.contacts["work"] * (at_job * at_job)
     return lpm.Contagion(
         stages="S Q E*2 P A B I L*2 T H*2 R",
@@ -223,8 +245,24 @@ def _disease(scenario: Scenario, p: Mapping[str, NDArray[np.float64]], seeding: 
             "T": lpm.leave(mean_days=days["T"], to={"H": None}),
             "H": lpm.leave(mean_days=stay - days["T"], to={"R": None}),
         },
-        initial={"Q": initial * most, "R": immune},
+        initial={"Q": initial * most, "R": IMMUNE},
     )
+
+
+def _held(days: Mapping[str, float], growth: float) -> dict[str, float]:
+    """People in each stage for each infection a day at the start, when infections have grown at a steady rate.
+
+    Who is late in the course was infected earlier, when there were fewer.
+
+    Args:
+        days: of each stage.
+        growth: 1/day.
+    """
+    begins = {"E": 0.0, "P": days["E"], "A": days["E"]}
+    begins |= {after: begins[stage] + days[stage] for stage, after in (("P", "I"), ("A", "B"))}
+    for stage, after in (("I", "L"), ("L", "T"), ("T", "H")):
+        begins[after] = begins[stage] + days[stage]
+    return {stage: days[stage] * math.exp(-growth * (begins[stage] + 0.5 * days[stage])) for stage in days}
 
 
 def observation(scenario: Scenario, institution: str, data: Path | None) -> InstitutionEffect:
