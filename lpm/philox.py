@@ -10,7 +10,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["fill", "fill_run", "philox", "word"]
+__all__ = ["draw", "fill", "fill_run", "philox", "word"]
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -76,6 +76,58 @@ def fill_run(
         out[1, b] = np.uint32(w1)
         out[2, b] = np.uint32(w2)
         out[3, b] = np.uint32(w3)
+
+
+@nb.njit(nogil=True, cache=True)
+def draw(
+    first: np.uint64,
+    listed: NDArray[np.uint64],
+    start: int,
+    count: int,
+    c2: np.uint64,
+    c3: np.uint64,
+    k0: np.uint64,
+    k1: np.uint64,
+    out: NDArray[np.uint32],
+) -> int:
+    """Words of some of a shard's agents, one after another; returns where in `out` the first of them stands.
+
+    Args:
+        first: the first id of the shard, where ids are consecutive.
+        listed: every id, where they are not; else empty [agents].
+        start: position of the first agent drawn for.
+        count: how many agents.
+        c2: third word of the counter.
+        c3: fourth word of the counter.
+        k0: lower word of the key.
+        k1: upper word of the key.
+        out: receives the words [count + 8].
+    """
+    if listed.size == 0:
+        agent = first + np.uint64(start)
+        offset = int(np.int64(agent & np.uint64(3)))
+        block = agent >> _TWO
+        for b in range((offset + count + 3) // 4):
+            at = block + np.uint64(b)
+            w0, w1, w2, w3 = philox(at & _MASK, at >> _SHIFT, c2, c3, k0, k1)
+            out[4 * b] = np.uint32(w0)
+            out[4 * b + 1] = np.uint32(w1)
+            out[4 * b + 2] = np.uint32(w2)
+            out[4 * b + 3] = np.uint32(w3)
+        return offset
+    known = False
+    last = np.uint64(0)
+    w0 = w1 = w2 = w3 = np.uint64(0)
+    for j in range(count):
+        agent = listed[start + j]
+        block = agent >> _TWO
+        if not known or block != last:
+            w0, w1, w2, w3 = philox(block & _MASK, block >> _SHIFT, c2, c3, k0, k1)
+            known = True
+            last = block
+        place = np.int64(agent & np.uint64(3))
+        out[j] = np.uint32(w0 if place == 0 else w1 if place == 1 else w2 if place == 2 else w3)
+    return 0
 
 
 @nb.njit(nogil=True, cache=True)

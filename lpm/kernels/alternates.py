@@ -20,8 +20,9 @@ The rules, for layers of groups (households, workplaces) that overlap:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,11 @@ from torch import Tensor
 from lpm.errors import InputError
 from lpm.kernels import clusters, evolution, offers
 from lpm.kernels.clusters import Day, Flips, Frame, Fresh, Slots
-from lpm.kernels.cpu import Fused
+from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
 from lpm.networks import Edges, Groups, Network
 from lpm.relax import thresholds
-from lpm.rng import Address
+from lpm.rng import Address, Ids
 
 __all__ = ["Alternates", "Slopes", "layers_of"]
 
@@ -120,10 +121,9 @@ class Alternates:
         lanes: int,
     ) -> dict[str, Tensor]:
         state = self._plain.start(spec, cumulative, fixed, uniform, lanes)
-        mine = self._clusters[id(spec)] = _Clusters(spec, uniform.agents.array(), lanes, self._parameters)
-        words = uniform.words()[0]
+        mine = self._clusters[id(spec)] = _Clusters(spec, uniform.agents, lanes, self._parameters)
         for lane in range(lanes):
-            mine.start(lane, state["stage"].numpy(), cumulative, fixed, words, self._told[id(spec)], _address(uniform))
+            mine.start(lane, state["stage"].numpy(), cumulative, fixed, self._told[id(spec)], _address(uniform))
         return state
 
     def emit(self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, network: int) -> Summed:
@@ -136,31 +136,35 @@ class Alternates:
         self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, shared: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         mine = self._clusters[id(spec)]
-        words, address = tables.uniform.words()[0], _address(tables.uniform)
         stage = state["stage"].numpy()
-        totals = {
-            network.name: shared[network.name] if network.shared else decode(self.emit(spec, state, tables, k).words)
-            for k, network in enumerate(spec.networks)
-        }
+        agents, lanes = stage.shape
+        totals, changed = self._plain.known(spec, state)
         after = np.empty_like(stage)
-        flows = np.zeros((len(spec.edges), spec.class_count, stage.shape[1]), dtype=np.int64)
-        for lane in range(stage.shape[1]):
-            after[:, lane], flows[..., lane] = mine.advance(
-                lane, np.ascontiguousarray(stage[:, lane]), words, tables, totals, self._told[id(spec)], address
+        flows = np.zeros((len(spec.edges), spec.class_count, lanes), dtype=np.int64)
+        bounds = []
+        for lane in range(lanes):
+            room = changed[lane * agents : (lane + 1) * agents]
+            after[:, lane], flows[..., lane], found = mine.advance(
+                lane,
+                np.ascontiguousarray(stage[:, lane]),
+                tables,
+                [total[:, lane] for total in totals],
+                shared,
+                self._told[id(spec)],
+                _address(tables.uniform),
+                room,
             )
-        counts = np.zeros((len(spec.stages), spec.class_count, stage.shape[1]), dtype=np.int64)
-        for lane in range(stage.shape[1]):
-            flat = np.bincount(
-                after[:, lane].astype(np.int64) * spec.class_count + spec.classes, minlength=counts[..., lane].size
-            )
-            counts[..., lane] = flat.reshape(len(spec.stages), spec.class_count)
-        return {"stage": torch.from_numpy(after)}, torch.from_numpy(flows), torch.from_numpy(counts)
+            for low, high in found:
+                if lanes > 1:
+                    room[low:high] = room[low:high] * lanes + lane
+                bounds.append((lane * agents + low, lane * agents + high))
+        return self._plain.follow(spec, state, after, np.array(bounds, dtype=np.int64), flows)
 
     def snapshot(self, spec: Spec) -> dict[str, NDArray[Any]]:
         """What a checkpoint needs."""
         return self._clusters[id(spec)].snapshot()
 
-    def restore(self, spec: Spec, ids: NDArray[np.uint64], lanes: int, found: Mapping[str, NDArray[Any]]) -> None:
+    def restore(self, spec: Spec, ids: Ids, lanes: int, found: Mapping[str, NDArray[Any]]) -> None:
         """Go on from a checkpoint."""
         mine = self._clusters[id(spec)] = _Clusters(spec, ids, lanes, self._parameters)
         mine.restore(found)
@@ -169,18 +173,32 @@ class Alternates:
 class _Clusters:
     """The alternatives of one contagion in all lanes."""
 
-    def __init__(self, spec: Spec, ids: NDArray[np.uint64], lanes: int, parameters: int) -> None:
+    def __init__(self, spec: Spec, ids: Ids, lanes: int, parameters: int) -> None:
         self.spec, self.parameters = spec, parameters
         layers = layers_of(spec.networks)
         self.linear = [k for k in range(len(spec.networks)) if k not in layers]
         self.frame = _frame(spec, ids, layers, self.linear)
-        slots = int(self.frame.first_slot[-1])
+        agents, slots = spec.agents, int(self.frame.first_slot[-1])
+        self.threads = workers(agents)
+        self.low, self.high = _ranges(self.frame, self.threads)
         self.slots = [_slots(slots, parameters, self.frame.network.size) for _ in range(lanes)]
-        self.active = [np.empty(0, dtype=np.int32) for _ in range(lanes)]
+        # Lists of who differs; each thread's slots have a stretch of their own, used so far up to `ends`.
         self.member = [np.empty(0, dtype=np.int32) for _ in range(lanes)]
         self.alternative = [np.empty(0, dtype=np.int8) for _ in range(lanes)]
+        self.ends = [np.zeros(self.threads, dtype=np.int64) for _ in range(lanes)]
+        self.limits = [np.zeros(self.threads, dtype=np.int64) for _ in range(lanes)]
         self.flow = np.zeros((len(spec.edges), spec.class_count, lanes, parameters))
         self.count = np.zeros((len(spec.stages), spec.class_count, lanes, parameters))
+        # What one step of one lane needs; only what is written of it is ever backed by memory.
+        cells = int(sum(network.cells for network in spec.networks))
+        self.words = np.empty(agents, dtype=np.uint32)
+        self.pressure, self.share = np.zeros(cells), np.zeros(cells)
+        self.code = np.zeros(cells, dtype=np.uint8)
+        self.flips = _flips(agents, self.threads)
+        self.fresh = _fresh(agents * int(self.frame.width.sum()), self.threads)
+        strength = float(np.outer(self.frame.infection_scale, spec.susceptibility).max(initial=0.0))
+        self.unit = 2.0 / 254.0 / (strength or 1.0)
+        self.shared_out = [False for _ in spec.networks]
 
     def start(
         self,
@@ -188,7 +206,6 @@ class _Clusters:
         stage: NDArray[np.int8],
         cumulative: Mapping[int, Tensor],
         fixed: Mapping[int, NDArray[np.int64]],
-        uniform: NDArray[np.uint64],
         slopes: Slopes,
         address: NDArray[np.uint64],
     ) -> None:
@@ -217,154 +234,260 @@ class _Clusters:
         if width.sum() > rest:
             width *= rest / width.sum()
         window = np.floor(np.cumsum([ends[-1], *width]) * 2.0**32).astype(np.int64)
-        free = np.ones(spec.classes.size, dtype=np.bool_)
+        free = np.ones(spec.agents, dtype=np.bool_)
         for positions in fixed.values():
             free[positions] = False
-        word = uniform.astype(np.int64)
-        most = int(((word >= window[0]) & (word < window[-1])).sum())
-        flips, fresh = _flips(most), _fresh(0)
-        offers.decide_start(uniform, free, window, np.array(drawn, dtype=np.int64), flips)
         # Shaped as an exit from stage 0 into each stage drawn.
         weight = np.zeros((len(spec.stages), len(drawn), spec.class_count, self.parameters + 1))
         safe = np.where(width > 0, width, 1.0)
         weight[0, :, :, :-1] = (moved / safe[:, None])[:, None, :]
         weight[0, :, :, -1] = (begun / safe)[:, None]
-        flips.size[: flips.length[0]] = np.abs(weight[0, flips.branch[: flips.length[0]], 0, -1])
-        flips.factor[:] = 0.0
-        empty = np.zeros((0,))
+        size = np.ascontiguousarray(np.abs(weight[0, :, 0, -1]))
+        self.flips.span[:], self.fresh.span[:] = 0, 0
+        offers.decide_start(self.frame, address, free, window, np.array(drawn, dtype=np.int64), size, self.flips)
+        nothing = np.zeros((0, 0, 0), dtype=np.int64)
         day = Day(
-            empty,
-            empty,
-            empty,
+            self.pressure,
+            self.code,
+            np.zeros(0),
+            np.zeros(0),
+            self.share,
+            np.zeros(0),
             np.zeros((0, self.parameters)),
             np.zeros((0, self.parameters + 1)),
-            np.zeros((0, 0, 0), dtype=np.int64),
-            np.zeros((0, 0, 0), dtype=np.int64),
+            nothing,
+            nothing,
             weight,
             address,
         )
         now = np.ascontiguousarray(stage[:, lane])
-        flow = np.zeros((*self.flow.shape[:2], 0))
-        self._settle(lane, now, now, uniform, day, flips, fresh, flow)
+        self._settle(lane, now, now, day)
 
-    def _settle(
-        self,
-        lane: int,
-        stage: NDArray[np.int8],
-        after: NDArray[np.int8],
-        words: NDArray[np.uint64],
-        day: Day,
-        flips: Flips,
-        fresh: Fresh,
-        flow: NDArray[np.float64],
-    ) -> None:
+    def _settle(self, lane: int, stage: NDArray[np.int8], after: NDArray[np.int8], day: Day) -> None:
         """Old and new alternatives compete, and the winners are what the next step begins with."""
-        frame, slots, active = self.frame, self.slots[lane], self.active[lane]
-        layers = frame.network.size
-        most = active.size + layers * (int(flips.length[0]) + int(fresh.length[0]))
-        touched = np.empty(most, dtype=np.int32)
-        room = int(slots.held[active].sum()) + int(fresh.length[0]) + most
-        member, alternative = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int8)
-        count = offers.offer(frame, day, slots, flips, fresh, touched, 0)
-        used, count = evolution.evolve(
-            stage,
-            after,
-            words,
-            frame,
-            day,
-            slots,
-            active,
-            self.member[lane],
-            self.alternative[lane],
-            fresh,
-            member,
-            alternative,
-            flow,
-            touched,
-            count,
-        )
-        touched = touched[:count]
-        imports = np.empty((count, self.parameters + 1))
-        winners = np.empty(count, dtype=np.int32)
-        found = evolution.resolve(
-            stage, after, frame, day, slots, flips, fresh, touched, member, alternative, used, imports, flow, winners
-        )
-        self.active[lane], self.member[lane], self.alternative[lane] = winners[:found].copy(), member, alternative
-        counted = np.zeros((*self.count.shape[:2], self.parameters))
-        evolution.survey(after, frame, slots, self.active[lane], member, alternative, touched, counted)
-        self.count[:, :, lane] = counted
+        frame, slots, flips, fresh = self.frame, self.slots[lane], self.flips, self.fresh
+        imports = self._make_room(lane)
+        member, alternative, ends = self.member[lane], self.alternative[lane], self.ends[lane]
+        runs = int(-(-np.diff(frame.first_slot) // frame.run).sum())
+        flow = np.zeros((runs, *self.flow.shape[:2], self.parameters))
+        count = np.zeros((runs, *self.count.shape[:2], self.parameters))
+        parts = [(self.low[t], self.high[t]) for t in range(self.threads)]
+
+        def each(function: Callable[..., Any], *common: Any) -> list[Any]:
+            return share_out([partial(function, *part, *common) for part in parts], self.threads)
+
+        lists = (member, alternative)
+        steps = [
+            partial(
+                evolution.evolve,
+                *parts[t],
+                stage,
+                after,
+                self.words,
+                frame,
+                day,
+                slots,
+                flips,
+                fresh,
+                *lists,
+                ends[t],
+                imports[t],
+                flow,
+                count,
+            )
+            for t in range(self.threads)
+        ]
+        ends[:] = share_out(steps, self.threads)
+        turns = [
+            partial(
+                evolution.resolve,
+                *parts[t],
+                stage,
+                after,
+                frame,
+                day,
+                slots,
+                flips,
+                fresh,
+                *lists,
+                ends[t],
+                imports[t],
+                flow,
+                count,
+            )
+            for t in range(self.threads)
+        ]
+        ends[:] = share_out(turns, self.threads)
+        if slots.link.shape[1]:
+            each(evolution.link, slots, flips, fresh)
+        each(evolution.survey, after, frame, slots, *lists)
+        self.flow[:, :, lane] = flow.sum(axis=0)
+        self.count[:, :, lane] += count.sum(axis=0)
+
+    def _make_room(self, lane: int) -> list[NDArray[np.float64]]:
+        """Room for all that the offers of this step may add to the lists; returns that for weights that move."""
+        slots, layers = self.slots[lane], self.frame.network.size
+        grown = found = 0
+        for low, high in self.fresh.span:
+            where = self.fresh.slot[low:high]
+            grown, found = grown + int(slots.held[where].sum()) + where.size, found + where.size
+        offered = layers * (found + int(np.diff(self.flips.span, axis=1).sum()))
+        need = grown + min(offered, slots.held.size)
+        if (self.ends[lane] + need > self.limits[lane]).any():
+            parts = range(self.threads)
+            held = [
+                sum(int(slots.held[a:b].sum()) for a, b in zip(self.low[t], self.high[t], strict=True)) for t in parts
+            ]
+            begins = np.cumsum([0, *(number + 3 * need + 1024 for number in held)])
+            member = np.empty(int(begins[-1]), dtype=np.int32)
+            alternative = np.empty(int(begins[-1]), dtype=np.int8)
+            for t in parts:
+                self.ends[lane][t] = evolution.pack(
+                    self.low[t],
+                    self.high[t],
+                    slots,
+                    self.member[lane],
+                    self.alternative[lane],
+                    member,
+                    alternative,
+                    begins[t],
+                )
+            self.limits[lane] = begins[1:]
+            self.member[lane], self.alternative[lane] = member, alternative
+        return [np.empty((layers * found, self.parameters + 1)) for _ in range(self.threads)]
 
     def advance(
         self,
         lane: int,
         stage: NDArray[np.int8],
-        words: NDArray[np.uint64],
         tables: Tables,
-        totals: Mapping[str, Tensor],
+        totals: Sequence[NDArray[np.int64]],
+        shared: Mapping[str, Tensor],
         slopes: Slopes,
         address: NDArray[np.uint64],
-    ) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-        """One step of one lane: the stages after it and the transitions [E, C]."""
-        spec, frame, slots = self.spec, self.frame, self.slots[lane]
-        day, bound = self._day(lane, stage, tables, totals, slopes, address)
-        limit = np.maximum(day.exit.max(axis=1, initial=0), day.window.max(axis=1, initial=0))
-        low = np.empty(stage.size, dtype=np.int32)
-        low = low[: offers.near(stage, words, frame, bound, limit, low)]
-        after = stage.copy()
-        flows = np.zeros((len(spec.edges), spec.class_count), dtype=np.int64)
-        flips = _flips(low.size)
-        fresh = _fresh(low.size * int((frame.width * (frame.network >= 0)).sum()))
-        offers.decide(stage, words, low, frame, day, slots, self.member[lane], after, flows, flips, fresh)
-        flow = np.zeros((*self.flow.shape[:2], self.parameters))
-        self._settle(lane, stage, after, words, day, flips, fresh, flow)
-        self.flow[:, :, lane] = flow
-        return after, flows
+        changed: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int8], NDArray[np.int64], list[tuple[int, int]]]:
+        """One step of one lane.
+
+        Args:
+            lane: which.
+            stage: [agents].
+            tables: what the contagion is told.
+            totals: infectivity words of each network [cells].
+            shared: opened sums of shared networks.
+            slopes: derivatives of what it is told.
+            address: of the random words.
+            changed: receives who moves [agents].
+
+        Returns:
+            the stages after it, the transitions [E, C], and begins and ends of what was written to `changed`.
+        """
+        spec = self.spec
+        day = self._day(lane, stage, tables, totals, shared, slopes, address)
+        after = np.empty_like(stage)
+        flows = np.zeros((self.threads, len(spec.edges), spec.class_count), dtype=np.int64)
+        edge = [int(cut) for cut in np.linspace(0, stage.size, self.threads + 1)]
+        cuts = [
+            partial(
+                offers.step,
+                t,
+                edge[t],
+                edge[t + 1],
+                stage,
+                self.frame,
+                day,
+                self.slots[lane],
+                self.member[lane],
+                after,
+                self.words,
+                flows[t],
+                changed,
+                self.flips,
+                self.fresh,
+            )
+            for t in range(self.threads)
+        ]
+        ends = share_out(cuts, self.threads)
+        self._settle(lane, stage, after, day)
+        return after, flows.sum(axis=0), list(zip(edge[:-1], ends, strict=True))
 
     def _day(
         self,
         lane: int,
         stage: NDArray[np.int8],
         tables: Tables,
-        totals: Mapping[str, Tensor],
+        totals: Sequence[NDArray[np.int64]],
+        shared: Mapping[str, Tensor],
         slopes: Slopes,
         address: NDArray[np.uint64],
-    ) -> tuple[Day, NDArray[np.float64]]:
+    ) -> Day:
         spec, frame, slots = self.spec, self.frame, self.slots[lane]
         one = torch.ones((), dtype=torch.float64)
-        pressure, share, linear, bound = [], [], [np.zeros((0, self.parameters + 1))], []
+        linear = np.zeros((sum(spec.networks[k].cells for k in self.linear), self.parameters + 1))
         factor = np.empty(len(spec.networks))
         factor_dot = np.empty((len(spec.networks), self.parameters))
+        jobs: list[Callable[[], Any]] = []
+
+        def encode(k: int, place: Network, size: Tensor | None, here: slice) -> None:
+            """A linear network: the derivatives of its sums, and what they make of its hazard."""
+            sums = slopes.sums[place.name][:, lane] if place.shared else self._sums(lane, k, stage)
+            total = shared[place.name][:, lane] if place.shared else decode(torch.from_numpy(totals[k]))
+            self.pressure[here] = hazards(place, total[:, None], size, one)[:, 0].numpy()
+            rows = linear[int(frame.first_linear[k]) :][: place.cells]
+            rows[:] = hazards(place, torch.from_numpy(np.ascontiguousarray(sums)), size, one).numpy() * factor[k]
+            offers.encode_linear(self.pressure[here], factor[k], rows, self.unit, self.code[here])
+
         for k, network in enumerate(spec.networks):
             size = tables.sizes[network.name]
+            here = slice(int(frame.first_cell[k]), int(frame.first_cell[k]) + network.cells)
             factor[k] = tables.factors[network.name].expand(len(self.slots))[lane]
             factor_dot[k] = np.broadcast_to(slopes.factors[network.name], (len(self.slots), self.parameters))[lane]
-            pressure.append(hazards(network, totals[network.name][:, lane : lane + 1], size, one)[:, 0].numpy())
-            share.append(_share(network, size))
-            widest = pressure[-1] * (1.0 + 1.0 / clusters.FLOOR)
+            if not self.shared_out[k]:
+                self.share[here] = _share(network, size)
+                self.shared_out[k] = True
             if k in self.linear:
-                sums = slopes.sums[network.name][:, lane] if network.shared else self._sums(lane, k, stage)
-                moved = hazards(network, torch.from_numpy(np.ascontiguousarray(sums)), size, one).numpy() * factor[k]
-                linear.append(moved)
-                bound.append(factor[k] * widest + np.abs(moved[:, -1]) / clusters.FLOOR)
-            else:
-                layer, cells = int(frame.layer[k]), network.cells
-                width = int(frame.width[layer])
-                begin = int(frame.first_slot[layer])
-                most = slots.excess[begin : begin + cells * width].reshape(cells, width).max(axis=1)
-                bound.append(factor[k] * (widest + share[-1] * np.maximum(most, 0.0)))
+                jobs.append(partial(encode, k, network, size, here))
+                continue
+            layer = int(frame.layer[k])
+            excess = slots.excess[int(frame.first_slot[layer]) :]
+            people = np.empty(0) if size is None else size.numpy()
+            closed = isinstance(network, Groups) and network.outsiders
+            for low in range(0, network.cells, 1 << 18):
+                jobs.append(
+                    partial(
+                        offers.encode_layer,
+                        low,
+                        min(network.cells, low + (1 << 18)),
+                        np.ascontiguousarray(totals[k]),
+                        people,
+                        closed,
+                        self.share[here],
+                        excess,
+                        int(frame.width[layer]),
+                        factor[k],
+                        self.unit,
+                        self.pressure[here],
+                        self.code[here],
+                    )
+                )
+        share_out(jobs, self.threads)
         exits, window, weight = self._exits(lane, tables, slopes)
-        day = Day(
-            np.concatenate(pressure),
-            np.concatenate(share),
+        limit = np.maximum(exits.max(axis=1, initial=0), window.max(axis=1, initial=0))
+        reach = np.outer(frame.infection_scale, spec.susceptibility).reshape(-1) * (self.unit * MARGIN)
+        return Day(
+            self.pressure,
+            self.code,
+            limit.astype(np.float64).reshape(-1),
+            reach,
+            self.share,
             factor,
             factor_dot,
-            np.concatenate(linear),
+            linear,
             exits,
             window,
             weight,
             address,
         )
-        return day, np.concatenate(bound)
 
     def _exits(
         self, lane: int, tables: Tables, slopes: Slopes
@@ -406,34 +529,34 @@ class _Clusters:
     def _sums(self, lane: int, network: int, stage: NDArray[np.int8]) -> NDArray[np.float64]:
         place = self.spec.networks[network]
         total = np.zeros((place.cells, self.parameters + 1))
-        lists = (self.active[lane], self.member[lane], self.alternative[lane])
+        held = (stage, self.frame, self.slots[lane], self.member[lane], self.alternative[lane], network)
         if isinstance(place, Edges):
-            evolution.scatter_edges(
-                stage, self.frame, self.slots[lane], *lists, network, *place.readers_by_source, total
-            )
+            evolution.scatter_edges(*held, *place.readers_by_source, total)
         else:
-            evolution.scatter_groups(stage, self.frame, self.slots[lane], *lists, network, total)
+            evolution.scatter_groups(*held, total)
         return total
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """All that the next step needs, by name."""
-        found: dict[str, NDArray[Any]] = {}
+        found: dict[str, NDArray[Any]] = {"count": self.count.copy()}
         for lane, slots in enumerate(self.slots):
             found |= {f"{lane}:{name}": array.copy() for name, array in slots._asdict().items()}
+            used = int(self.ends[lane].max(initial=0))
             found |= {
-                f"{lane}:active": self.active[lane],
-                f"{lane}:member": self.member[lane],
-                f"{lane}:alternative": self.alternative[lane],
+                f"{lane}:member": self.member[lane][:used].copy(),
+                f"{lane}:alternative": self.alternative[lane][:used].copy(),
             }
         return found
 
     def restore(self, found: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `snapshot`."""
+        self.count = found["count"].copy()
         for lane in range(len(self.slots)):
             self.slots[lane] = Slots(**{name: found[f"{lane}:{name}"].copy() for name in Slots._fields})
-            self.active[lane] = found[f"{lane}:active"].astype(np.int32)
             self.member[lane] = found[f"{lane}:member"].astype(np.int32)
             self.alternative[lane] = found[f"{lane}:alternative"].astype(np.int8)
+            # Whoever goes on may have other threads: the lists are copied before anything is added.
+            self.ends[lane][:], self.limits[lane][:] = self.member[lane].size, 0
 
 
 def _address(uniform: Address) -> NDArray[np.uint64]:
@@ -454,24 +577,32 @@ def _share(network: Network, size: Tensor | None) -> NDArray[np.float64]:
     return own
 
 
-def _flips(room: int) -> Flips:
+def _ranges(frame: Frame, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First slots and ends of each thread's part of each layer [threads, layers]; whole runs."""
+    runs = -(-np.diff(frame.first_slot) // frame.run)
+    cuts = np.arange(threads + 1)[:, None] * runs // threads
+    edges = np.minimum(frame.first_slot[:-1] + cuts * frame.run, frame.first_slot[1:])
+    return np.ascontiguousarray(edges[:-1]), np.ascontiguousarray(edges[1:])
+
+
+def _flips(room: int, threads: int) -> Flips:
     return Flips(
         np.empty(room, dtype=np.int32),
         np.empty(room, dtype=np.int8),
         np.empty(room, dtype=np.int8),
         np.empty(room),
         np.empty(room),
-        np.zeros(1, dtype=np.int64),
+        np.zeros((threads, 2), dtype=np.int64),
     )
 
 
-def _fresh(room: int) -> Fresh:
+def _fresh(room: int, threads: int) -> Fresh:
     return Fresh(
         np.empty(room, dtype=np.int32),
         np.empty(room, dtype=np.int32),
         np.empty(room, dtype=np.int8),
         np.empty(room, dtype=np.int32),
-        np.zeros(1, dtype=np.int64),
+        np.zeros((threads, 2), dtype=np.int64),
     )
 
 
@@ -480,7 +611,8 @@ def _slots(slots: int, parameters: int, layers: int) -> Slots:
     return Slots(
         weight=np.zeros((slots, parameters + 1)),
         excess=np.zeros(slots),
-        first=np.zeros(slots, dtype=np.int64),
+        status=np.zeros(slots, dtype=np.uint8),
+        first=np.full(slots, -1, dtype=np.int32),
         held=np.zeros(slots, dtype=np.int32),
         seed=np.full(slots, -1, dtype=np.int32),
         imported=np.zeros(slots, dtype=np.int8),
@@ -489,13 +621,13 @@ def _slots(slots: int, parameters: int, layers: int) -> Slots:
         link=np.full((slots, others), -1, dtype=np.int32),
         total=np.zeros(slots),
         best=np.full(slots, np.inf),
-        winner=np.full(slots, -2, dtype=np.int32),
+        winner=np.full(slots, clusters.NOBODY, dtype=np.int32),
         head=np.full(slots, -1, dtype=np.int32),
     )
 
 
-def _frame(spec: Spec, ids: NDArray[np.uint64], layers: Sequence[int], linear: Sequence[int]) -> Frame:
-    agents, networks, stages = spec.classes.size, spec.networks, len(spec.stages)
+def _frame(spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int]) -> Frame:
+    agents, networks, stages = spec.agents, spec.networks, len(spec.stages)
     first_cell = np.cumsum([0, *(network.cells for network in networks)])
     cells = np.empty((agents, len(networks)), dtype=np.int32)
     for k, network in enumerate(networks):
@@ -506,10 +638,10 @@ def _frame(spec: Spec, ids: NDArray[np.uint64], layers: Sequence[int], linear: S
     first_linear[list(linear)] = np.cumsum([0, *(networks[k].cells for k in linear)])[:-1]
 
     # Agents of a group take its slots in turn, in the order of their ids.
-    order = np.argsort(ids, kind="stable")
+    order = np.argsort(ids.listed, kind="stable") if ids.listed.size else np.arange(agents)
     width = [1 if networks[k].members.mean() < 6 else 3 for k in layers] if layers else [1]
     slot = np.full((agents, max(len(layers), 1)), -1, dtype=np.int32)
-    first_slot = [0]
+    first_slot, alone_from = [0], []
     for place, k in enumerate(layers):
         network = networks[k]
         assert isinstance(network, Groups)
@@ -520,6 +652,7 @@ def _frame(spec: Spec, ids: NDArray[np.uint64], layers: Sequence[int], linear: S
         )
         slot[order, place] = first_slot[-1] + cell * width[place] + rank % width[place]
         total = network.cells * width[place]
+        alone_from.append(first_slot[-1] + total)
         if network.outsiders:
             alone = network.cell_of == 0
             slot[alone, place] = first_slot[-1] + total + np.arange(int(alone.sum())) if place == 0 else -1
@@ -528,6 +661,7 @@ def _frame(spec: Spec, ids: NDArray[np.uint64], layers: Sequence[int], linear: S
     if not layers:
         slot[:, 0] = np.arange(agents)
         first_slot.append(agents)
+        alone_from.append(0)
 
     edge_of = np.full((stages, stages), -1, dtype=np.int64)
     for e, (source, to) in enumerate(spec.edges):
@@ -542,21 +676,29 @@ def _frame(spec: Spec, ids: NDArray[np.uint64], layers: Sequence[int], linear: S
     for s, edges in spec.exits.items():
         exit_edge[s, : len(edges)] = edges
         advance[s, : len(edges)] = [ahead[spec.edges[e][1]] >= ahead[s] for e in edges]
+    loud = np.any(spec.infectivity != 0.0, axis=0).astype(np.int8)
+    busy = loud.copy()
+    busy[[*spec.infection, *spec.exits]] = 1
     return Frame(
         cells=cells,
         slot=slot,
-        classes=spec.classes,
-        ids=ids,
+        classes=spec.class_of,
+        first_id=np.uint64(ids.first),
+        ids=ids.listed,
         network=np.array(layers or [-1], dtype=np.int64),
         layer=layer,
         first_cell=first_cell[:-1].astype(np.int64),
         first_slot=np.array(first_slot, dtype=np.int64),
+        alone=np.array(alone_from, dtype=np.int64),
+        run=np.maximum(-(-np.diff(first_slot) // clusters.RUNS), clusters.SHORTEST),
         first_linear=first_linear,
         width=np.array(width, dtype=np.int64),
         infectivity=np.ascontiguousarray(spec.infectivity),
         infection_edge=infection_edge,
         infection_scale=infection_scale,
         exit_edge=exit_edge,
+        busy=busy,
+        loud=loud,
         advance=advance,
         edge_of=edge_of,
         target=np.array([to for _, to in spec.edges], dtype=np.int64),

@@ -1,9 +1,17 @@
 """What cluster alternates (`lpm.kernels.alternates`) hold, as arrays, and how several compete for one slot.
 
 Only agents near an infection cost more than a plain day. An agent's decision word says "yes" below its probability p;
-the words just above it, a window of q, offer the flip "infected after all" with weight ṗ/q. So the dense loop reads the
-same tables as a plain one and merely compares with a larger bound, and all else runs over short lists. The loops, numba
-compiled on first use and cached on disk, stand in `lpm.kernels.offers` (the actual step and what it offers) and
+the words just above it, a window of q, offer the flip "infected after all" with weight ṗ/q. So the dense loop reads
+tables of bytes as a plain one does (`lpm.kernels.cpu`) and merely compares with a larger bound.
+
+Only alternatives in which something may happen cost anything. Most of those held late in an epidemic are settled: who
+differs has nothing left to decide and infects nobody, here or in truth. A slot's status says so, in one byte; a settled
+one is left alone until somebody of its group moves or something competes for it, and what it adds to the derivatives of
+people per stage stays as it is.
+
+Threads share the agents in the actual step and the slots afterwards, a range of each layer to each. Sums of weights are
+kept by runs of slots and added up in their order: which thread does what changes no bit. The loops, numba compiled
+on first use and cached on disk, stand in `lpm.kernels.offers` (the actual step and what it offers) and
 `lpm.kernels.evolution` (how alternatives go on).
 """
 
@@ -15,14 +23,18 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.cpu import _one_minus_exp
 from lpm.philox import word
 
 __all__ = [
     "FLOOR",
+    "GONE",
+    "LIVE",
     "NOBODY",
     "OLD",
+    "RUNS",
     "SCALE",
+    "SHORTEST",
+    "TOUCHED",
     "Day",
     "Flips",
     "Floats",
@@ -31,10 +43,8 @@ __all__ = [
     "Ints",
     "Slots",
     "compete",
-    "hazard",
     "layer_of",
     "race",
-    "threshold",
 ]
 
 Ints = NDArray[np.int64]
@@ -44,8 +54,14 @@ FLOOR = 0.05
 """Smallest size of an offered flip: a smaller one, n, is offered with probability n/FLOOR at 1/that weight."""
 
 SCALE = 4294967296.0
-NOBODY, OLD = -2, -1
-"""Who wins a slot besides the offers, which are numbered from 0: nobody, or the alternative that has it."""
+GONE, NOBODY, OLD = -3, -2, -1
+"""Who wins a slot besides the offers, which are numbered from 0: the alternative ends, nothing competes, it goes on."""
+
+LIVE, TOUCHED = np.uint8(1), np.uint8(2)
+"""Status of a slot: somebody who differs may move or infect; somebody moved or competes in this step."""
+
+RUNS, SHORTEST = 16, 1 << 12
+"""The slots of a layer are cut into at most so many runs, of at least so many slots; sums are kept by run."""
 
 
 class Frame(NamedTuple):
@@ -54,18 +70,23 @@ class Frame(NamedTuple):
     Attributes:
         cells: cell of each agent in each network, networks numbered one after another [agents, networks].
         slot: the agent's slot in each layer, −1 for none [agents, layers].
-        classes: [agents].
-        ids: [agents].
+        classes: class of each agent; empty where there is only one [agents].
+        first_id: the first id, where they follow one another.
+        ids: every id, where they don't; else empty [agents].
         network: the network of each layer, −1 for the layer of single people [layers].
         layer: the layer of each network, −1 for linear ones [networks].
         first_cell: where a network's cells begin [networks].
         first_slot: where a layer's slots begin [layers + 1].
+        alone: where the slots of people outside all groups of a layer begin [layers].
+        run: slots of a run of each layer [layers].
         first_linear: where a linear network's cells begin among those of linear networks [networks].
         width: slots per group [layers].
         infectivity: [networks, stages].
         infection_edge: or −1 [stages].
         infection_scale: [stages].
         exit_edge: or −1 [stages, branches].
+        busy: 1 where there is something to decide, or infectivity [stages].
+        loud: 1 where there is infectivity [stages].
         advance: 1 where leaving adds infectiousness or an outcome, 0 where it takes some [stages, branches].
         edge_of: transition from one stage to another, or −1 [stages, stages].
         target: [edges].
@@ -74,18 +95,23 @@ class Frame(NamedTuple):
 
     cells: NDArray[np.int32]
     slot: NDArray[np.int32]
-    classes: Ints
+    classes: NDArray[np.int16]
+    first_id: np.uint64
     ids: NDArray[np.uint64]
     network: Ints
     layer: Ints
     first_cell: Ints
     first_slot: Ints
+    alone: Ints
+    run: Ints
     first_linear: Ints
     width: Ints
     infectivity: Floats
     infection_edge: Ints
     infection_scale: Floats
     exit_edge: Ints
+    busy: NDArray[np.int8]
+    loud: NDArray[np.int8]
     advance: Ints
     edge_of: Ints
     target: Ints
@@ -97,6 +123,9 @@ class Day(NamedTuple):
 
     Attributes:
         pressure: infectious pressure in each cell [cells].
+        code: a bound of what decides or offers a flip there, as a byte (`lpm.kernels.cpu`) [cells].
+        base: words below this may decide or offer something, by stage and class [stages · classes].
+        reach: how much a unit of code adds to it [stages · classes].
         share: pressure from one unit of infectivity of a member [cells].
         factor: hazard per unit of pressure [networks].
         factor_dot: its derivatives [networks, P].
@@ -108,6 +137,9 @@ class Day(NamedTuple):
     """
 
     pressure: Floats
+    code: NDArray[np.uint8]
+    base: Floats
+    reach: Floats
     share: Floats
     factor: Floats
     factor_dot: Floats
@@ -124,7 +156,8 @@ class Slots(NamedTuple):
     Attributes:
         weight: by parameter, the reference last [slots, P + 1].
         excess: infectivity in the own layer less the actual one [slots].
-        first: where the list of differing agents begins [slots].
+        status: see `LIVE` and `TOUCHED` [slots].
+        first: where the list of differing agents begins, or −1 if it never had one [slots].
         held: how many they are; 0 for an empty slot [slots].
         seed: the agent it began with, or −1 [slots].
         imported: whether the seed came from another layer [slots].
@@ -139,7 +172,8 @@ class Slots(NamedTuple):
 
     weight: Floats
     excess: Floats
-    first: Ints
+    status: NDArray[np.uint8]
+    first: NDArray[np.int32]
     held: NDArray[np.int32]
     seed: NDArray[np.int32]
     imported: NDArray[np.int8]
@@ -161,7 +195,7 @@ class Flips(NamedTuple):
         branch: −1 for an infection, else which exit [flips].
         size: |reference weight| [flips].
         factor: of the derivatives of the hazard (infections) [flips].
-        length: how many there are [1].
+        span: begin and end of those that each thread found [threads, 2].
     """
 
     agent: NDArray[np.int32]
@@ -169,7 +203,7 @@ class Flips(NamedTuple):
     branch: NDArray[np.int8]
     size: Floats
     factor: Floats
-    length: Ints
+    span: Ints
 
 
 class Fresh(NamedTuple):
@@ -180,14 +214,14 @@ class Fresh(NamedTuple):
         slot: where [fresh].
         stage: the alternative one [fresh].
         following: next of the same slot, or −1 [fresh].
-        length: how many there are [1].
+        span: begin and end of those that each thread found [threads, 2].
     """
 
     agent: NDArray[np.int32]
     slot: NDArray[np.int32]
     stage: NDArray[np.int8]
     following: NDArray[np.int32]
-    length: Ints
+    span: Ints
 
 
 # Functions that run once per slot or agent take arrays, not the tuples above: a call counts references to every array
@@ -201,28 +235,23 @@ def race(identity: np.uint64, address: NDArray[np.uint64], variate: int, size: f
     return float(-np.log((float(chosen) + 0.5) / SCALE) / size)
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True, inline="always")
 def compete(
     total: Floats,
     best: Floats,
     winner: NDArray[np.int32],
-    touched: NDArray[np.int32],
-    count: int,
+    status: NDArray[np.uint8],
     q: int,
     candidate: int,
     size: float,
     key: float,
-) -> int:
-    """Let a candidate compete for slot q; returns how many slots are touched now."""
-    if winner[q] == NOBODY and total[q] == 0.0:
-        touched[count] = q
-        count += 1
-        best[q] = np.inf
+) -> None:
+    """Let a candidate compete for slot q."""
+    status[q] |= TOUCHED
     total[q] += size
     if key < best[q]:
         best[q] = key
         winner[q] = candidate
-    return count
 
 
 @nb.njit(nogil=True, cache=True)
@@ -232,18 +261,3 @@ def layer_of(first_slot: Ints, q: int) -> int:
     while q >= first_slot[layer + 1]:
         layer += 1
     return layer
-
-
-@nb.njit(nogil=True, cache=True)
-def hazard(frame: Frame, day: Day, i: int) -> float:
-    """The actual hazard of somebody fully susceptible, in the plain executor's order."""
-    total = 0.0
-    for n in range(frame.cells.shape[1]):
-        total = total + day.factor[n] * day.pressure[frame.cells[i, n]]
-    return total
-
-
-@nb.njit(nogil=True, cache=True)
-def threshold(total: float) -> int:
-    """A word below this says that a hazard strikes."""
-    return int(np.floor(_one_minus_exp(total) * SCALE))

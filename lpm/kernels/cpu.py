@@ -33,11 +33,11 @@ from torch import Tensor
 from lpm.errors import InputError
 from lpm.kernels.spec import Spec, Summed, Tables, hazards
 from lpm.networks import Edges, Groups
-from lpm.philox import philox
+from lpm.philox import draw
 from lpm.relax import RECIPROCALS, thresholds
 from lpm.rng import Address
 
-__all__ = ["Fused", "threads"]
+__all__ = ["MARGIN", "Fused", "share_out", "threads", "workers"]
 
 _RECIPROCALS = np.array(RECIPROCALS[::-1])
 _CHUNK = 4096
@@ -45,9 +45,8 @@ _SMALL = 100_000
 """Agents × lanes below which one thread is faster than two."""
 _PLACES = 8
 """Networks are handed to the kernels in tuples of this length, or multiples, to compile them once."""
-_MASK, _SHIFT, _TWO = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(2)
 _ONE_32 = 2.0**-32
-_MARGIN = 4299262263.0
+MARGIN = 4299262263.0
 """2^32, and a thousandth more: 1 − e^−x is at most x, and the margin is for rounding."""
 
 
@@ -65,12 +64,17 @@ def threads() -> int:
     return int(wanted)
 
 
+def workers(size: int) -> int:
+    """How many threads work on `size` agents × lanes."""
+    return threads() if size >= _SMALL else 1
+
+
 @cache
 def _pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="lpm-kernel")
 
 
-def _share(jobs: Sequence[Callable[[], Any]], count: int) -> list[Any]:
+def share_out(jobs: Sequence[Callable[[], Any]], count: int) -> list[Any]:
     """Results of all jobs, done by `count` threads."""
     if count == 1 or len(jobs) == 1:
         return [job() for job in jobs]
@@ -91,46 +95,6 @@ def _one_minus_exp(x: float) -> float:
 
 
 @nb.njit(nogil=True, cache=True)
-def _draw(
-    first: np.uint64,
-    listed: NDArray[np.uint64],
-    start: int,
-    count: int,
-    c2: np.uint64,
-    c3: np.uint64,
-    k0: np.uint64,
-    k1: np.uint64,
-    out: NDArray[np.uint32],
-) -> int:
-    """Words of `count` agents from position `start`; returns where in `out` the first of them stands."""
-    if listed.size == 0:
-        agent = first + np.uint64(start)
-        offset = int(np.int64(agent & np.uint64(3)))
-        block = agent >> _TWO
-        for b in range((offset + count + 3) // 4):
-            at = block + np.uint64(b)
-            w0, w1, w2, w3 = philox(at & _MASK, at >> _SHIFT, c2, c3, k0, k1)
-            out[4 * b] = np.uint32(w0)
-            out[4 * b + 1] = np.uint32(w1)
-            out[4 * b + 2] = np.uint32(w2)
-            out[4 * b + 3] = np.uint32(w3)
-        return offset
-    known = False
-    last = np.uint64(0)
-    w0 = w1 = w2 = w3 = np.uint64(0)
-    for j in range(count):
-        agent = listed[start + j]
-        block = agent >> _TWO
-        if not known or block != last:
-            w0, w1, w2, w3 = philox(block & _MASK, block >> _SHIFT, c2, c3, k0, k1)
-            known = True
-            last = block
-        place = np.int64(agent & np.uint64(3))
-        out[j] = np.uint32(w0 if place == 0 else w1 if place == 1 else w2 if place == 2 else w3)
-    return 0
-
-
-@nb.njit(nogil=True, cache=True)
 def _begin(
     first: np.uint64,
     listed: NDArray[np.uint64],
@@ -146,7 +110,7 @@ def _begin(
     out = np.empty(_CHUNK + 8, dtype=np.uint32)
     for start in range(0, stage.shape[0], _CHUNK):
         count = min(_CHUNK, stage.shape[0] - start)
-        offset = _draw(first, listed, start, count, c2, c3, k0, k1, out)
+        offset = draw(first, listed, start, count, c2, c3, k0, k1, out)
         for j in range(count):
             word = np.int64(out[offset + j])
             for k in range(stage.shape[1]):
@@ -341,7 +305,7 @@ def _advance(
     end: int = low * lanes
     for start in range(low, high, _CHUNK):
         count = min(_CHUNK, high - start)
-        offset = _draw(first, listed, start, count, c2, c3, k0, k1, words)
+        offset = draw(first, listed, start, count, c2, c3, k0, k1, words)
         for k in range(lanes):
             for j in range(count):
                 here[j] = stage[start + j, k]
@@ -549,7 +513,7 @@ class Fused:
         plan, held = self._plan(spec), self._hold(spec, state)
         stage = state["stage"].numpy()
         agents, lanes = stage.shape
-        count = threads() if stage.size >= _SMALL else 1
+        count = workers(stage.size)
         table, sizes, factors = self._hazards(spec, held, tables, shared, lanes)
         self._encode(spec, plan, held, table, sizes, factors, count)
         assert held.scale is not None
@@ -562,7 +526,7 @@ class Fused:
                 exit_threshold[s, b] = thresholds(cumulative.expand(spec.class_count, lanes)).numpy()
         base = np.ascontiguousarray(exit_threshold.max(axis=1).astype(np.float64).reshape(rows, lanes).T)
         reach = (plan.infection_scale[:, None] * spec.susceptibility).reshape(rows)
-        reach = np.ascontiguousarray(held.scale[:, None] * reach * _MARGIN)
+        reach = np.ascontiguousarray(held.scale[:, None] * reach * MARGIN)
 
         after = np.empty_like(stage)
         ids, counter = tables.uniform.agents, tables.uniform.counter()
@@ -601,16 +565,48 @@ class Fused:
             )
             for part in range(count)
         ]
-        ends = _share(cuts, count)
+        ends = share_out(cuts, count)
         bounds = np.array([edge[:-1] * lanes, ends], dtype=np.int64).T.copy()
         self._follow(spec, plan, held, stage, after, bounds, table, sizes, factors, count)
+        return self._finish(spec, held, after, flows.sum(axis=0))
 
-        moved = flows.sum(axis=0)
+    def _finish(
+        self, spec: Spec, held: _Held, after: NDArray[np.int8], moved: NDArray[np.int64]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         for (source, to), flow in zip(spec.edges, moved, strict=True):
             held.counts[source] -= flow
             held.counts[to] += flow
         held.stage = torch.from_numpy(after)
         return {"stage": held.stage}, torch.from_numpy(moved), torch.from_numpy(held.counts.copy())
+
+    def known(self, spec: Spec, state: Mapping[str, Tensor]) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+        """Infectivity words by network [cells, lanes], and room to write down who changes: see `follow`."""
+        held = self._hold(spec, state)
+        return held.totals, held.changed
+
+    def follow(
+        self,
+        spec: Spec,
+        state: Mapping[str, Tensor],
+        after: NDArray[np.int8],
+        bounds: NDArray[np.int64],
+        moved: NDArray[np.int64],
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Take over a step that somebody else's kernel has worked out; returns what `advance` returns.
+
+        Args:
+            spec: of the contagion.
+            state: before the step.
+            after: stages after it [agents, lanes].
+            bounds: begins and ends of the entries, agent · lanes + lane, in the room for changes [parts, 2].
+            moved: transitions [E, C, lanes].
+        """
+        plan, held, stage = self._plan(spec), self._hold(spec, state), state["stage"].numpy()
+        # No bytes are made of these sums: without a factor every cell has the byte 0.
+        nothing, lanes = [np.empty(0) for _ in spec.networks], stage.shape[1]
+        held.scale, factors = np.ones(lanes), np.zeros((len(spec.networks), lanes))
+        self._follow(spec, plan, held, stage, after, bounds, nothing, nothing, factors, workers(stage.size))
+        return self._finish(spec, held, after, moved)
 
     def _hazards(
         self, spec: Spec, held: _Held, tables: Tables, shared: Mapping[str, Tensor], lanes: int
@@ -664,7 +660,7 @@ class Fused:
                         parts = (held.totals[n], sizes[n], factors[n], held.scale, plan.closed[n], held.codes[n])
                         jobs.append(partial(_bytes_of_sums, low, high, *parts))
             if jobs:
-                _share(jobs, count)
+                share_out(jobs, count)
         for n, value in enumerate(table):
             if value.size:
                 _bytes_of_table(value, held.scale, held.codes[n])
@@ -695,4 +691,4 @@ class Fused:
                 cell, shut = plan.cells[n], plan.closed[n]
                 jobs.append(partial(_follow_groups, *moves, cell, words, total, sizes[n], rate, held.scale, shut, code))
         if jobs:
-            _share(jobs, count)
+            share_out(jobs, count)

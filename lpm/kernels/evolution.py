@@ -7,8 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.kernels.clusters import (
+    GONE,
+    LIVE,
     NOBODY,
     OLD,
+    SCALE,
+    TOUCHED,
     Day,
     Flips,
     Floats,
@@ -17,191 +21,256 @@ from lpm.kernels.clusters import (
     Ints,
     Slots,
     compete,
-    hazard,
     layer_of,
     race,
-    threshold,
 )
 from lpm.kernels.cpu import _one_minus_exp
 
-__all__ = ["evolve", "resolve", "scatter_edges", "scatter_groups", "survey"]
+__all__ = ["evolve", "link", "pack", "resolve", "scatter_edges", "scatter_groups", "survey"]
 
 _OLD_VARIATES = 32768
 
 
-@nb.njit(nogil=True, cache=True)
-def _meet(
-    frame: Frame, day: Day, slots: Slots, q: int, layer: int, i: int, alternative: int, actual: int, drawn: int
-) -> int:
-    """Where a differing agent who can be infected stands after the step, in a slot's alternative."""
-    c = frame.classes[i]
-    edge = frame.infection_edge[alternative]
-    total = 0.0
-    for n in range(frame.cells.shape[1]):
-        cell = frame.cells[i, n]
-        pressure, share = day.pressure[cell], day.share[cell]
-        own = share * (frame.infectivity[n, alternative] - frame.infectivity[n, actual])
-        other = frame.layer[n]
-        if other == layer:
-            pressure += share * slots.excess[q]
-        elif other < 0:
-            pressure += own
-        elif slots.seed[q] == i:
-            # What the seed meets in the source's layer is the source's alternative, as long as that stands.
-            source = slots.source[q, other]
-            if source >= 0 and slots.link[q, other] == slots.generation[source]:
-                pressure += share * slots.excess[source]
-            else:
-                pressure = 0.0
-        else:
-            away = frame.slot[i, other]
-            if (
-                away >= 0
-                and slots.seed[away] == i
-                and slots.imported[away] == 1
-                and slots.source[away, layer] == q
-                and slots.link[away, layer] == slots.generation[q]
-            ):
-                pressure += share * slots.excess[away]
-            else:
-                pressure += own
-        total = total + day.factor[n] * max(pressure, 0.0)
-    total = total * frame.susceptibility[c]
-    total = total * frame.infection_scale[alternative]
-    return int(frame.target[edge]) if drawn < threshold(total) else alternative
-
-
-@nb.njit(nogil=True, cache=True)
-def _count_flow(edge_of: Ints, c: int, flow: Floats, weight: Floats, q: int, source: int, to: int, sign: float) -> None:
-    if source != to:
-        e = edge_of[source, to]
-        for k in range(flow.shape[2]):
-            flow[e, c, k] += sign * weight[q, k]
-
-
-@nb.njit(nogil=True, cache=True)
-def _uncounted(seed: int, imported: int, layer: int) -> int:
+@nb.njit(nogil=True, cache=True, inline="always")
+def uncounted_seed(seed: int, imported: int, layer: int) -> int:
     """Whose difference doesn't count, or −1: a seed counts only in the first layer, and only where it began."""
     return seed if layer > 0 or imported == 1 else -1
 
 
+@nb.njit(nogil=True, cache=True, inline="always")
+def _identity(first_id: np.uint64, ids: NDArray[np.uint64], i: int) -> np.uint64:
+    return ids[i] if ids.shape[0] > 0 else first_id + np.uint64(i)
+
+
+@nb.njit(nogil=True, cache=True)
+def _add(to: Floats, run: int, row: int, c: int, weight: Floats, q: int, by: float) -> None:
+    for k in range(to.shape[3]):
+        to[run, row, c, k] += by * weight[q, k]
+
+
+@nb.njit(nogil=True, cache=True)
+def _move(
+    edge_of: Ints,
+    flow: Floats,
+    count: Floats,
+    run: int,
+    c: int,
+    weight: Floats,
+    q: int,
+    source: int,
+    to: int,
+    by: float,
+) -> None:
+    """Count a transition of somebody who differs, or take away the one that they don't make."""
+    if source == to:
+        return
+    e = edge_of[source, to]
+    if e >= 0:
+        _add(flow, run, e, c, weight, q, by)
+    _add(count, run, to, c, weight, q, by)
+    _add(count, run, source, c, weight, q, -by)
+
+
 @nb.njit(nogil=True, cache=True)
 def evolve(
+    low: Ints,
+    high: Ints,
     stage: NDArray[np.int8],
     after: NDArray[np.int8],
-    words: NDArray[np.uint64],
+    words: NDArray[np.uint32],
     frame: Frame,
     day: Day,
     slots: Slots,
-    active: NDArray[np.int32],
+    flips: Flips,
+    fresh: Fresh,
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
-    fresh: Fresh,
-    new_member: NDArray[np.int32],
-    new_alternative: NDArray[np.int8],
+    used: int,
+    imports: Floats,
     flow: Floats,
-    touched: NDArray[np.int32],
-    count: int,
-) -> tuple[int, int]:
-    """Every alternative steps under the same random words; returns the length of the lists and the slots touched.
+    count: Floats,
+) -> int:
+    """Offers compete for the slots `low` to `high` − 1 of each layer, and what they hold steps under the same words.
+
+    Flips go to the agent's slot in every layer, fresh differences to those in the other layers.
 
     Args:
-        flow: derivatives of the transitions [edges, classes, P].
-        touched: slots in which something competes; so far `count`.
+        low: first slot of each layer [layers].
+        high: end of the slots of each layer [layers].
+        stage: actual, before [agents].
+        after: actual, after [agents].
+        words: [agents].
+        frame: the run's.
+        day: the step's.
+        slots: their lists step; `total`, `best` and `winner` say what competes.
+        flips: of the step.
+        fresh: of the step.
+        member: lists of who differs.
+        alternative: where they are.
+        used: end of the lists of these slots.
+        imports: receives weights of imported alternatives, before any weight changes [imports, P + 1].
+        flow: derivatives of transitions [runs, edges, classes, P].
+        count: derivatives of people [runs, stages, classes, P].
+
+    Returns:
+        the end of the lists.
     """
-    used = 0
-    last = slots.weight.shape[1] - 1
-    first, held, head, ids = slots.first, slots.held, slots.head, frame.ids
-    infection_edge, exit_edge, first_slot = frame.infection_edge, frame.exit_edge, frame.first_slot
-    total, best, winner, weight = slots.total, slots.best, slots.winner, slots.weight
-    edge_of, classes, target, exits = frame.edge_of, frame.classes, frame.target, day.exit
-    width, address, seed, imported = frame.width, day.address, slots.seed, slots.imported
-    for a in range(active.shape[0]):
-        q = active[a]
-        layer = layer_of(first_slot, q)
-        begin = used
-        smallest = -1
-        uncounted = _uncounted(seed[q], imported[q], layer)
-        for m in range(first[q], first[q] + held[q]):
-            i, old = member[m], alternative[m]
-            new = old
-            # Whoever has nothing left to decide, most of those who differ late in an epidemic, costs no call.
-            if infection_edge[old] >= 0:
-                new = _meet(frame, day, slots, q, layer, i, old, stage[i], np.int64(words[i]))
-            else:
-                for b in range(exit_edge.shape[1]):
-                    if exit_edge[old, b] < 0:
-                        break
-                    if np.int64(words[i]) < exits[old, b, classes[i]]:
-                        new = target[exit_edge[old, b]]
-                        break
-            if i != uncounted and (old != new or stage[i] != after[i]):
-                _count_flow(edge_of, classes[i], flow, weight, q, old, new, 1.0)
-                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], after[i], -1.0)
-            if new != after[i]:
-                new_member[used] = i
-                new_alternative[used] = new
-                used += 1
-                if smallest < 0 or ids[i] < ids[smallest]:
-                    smallest = i
-        k = head[q]
-        head[q] = -1
-        while k >= 0:
-            i, new = fresh.agent[k], fresh.stage[k]
-            if i != uncounted:
-                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], new, 1.0)
-                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], after[i], -1.0)
-            new_member[used] = i
-            new_alternative[used] = new
-            used += 1
-            if smallest < 0 or ids[i] < ids[smallest]:
-                smallest = i
-            k = fresh.following[k]
-        first[q] = begin
-        held[q] = used - begin
-        size = abs(weight[q, last])
-        if used > begin and size > 0.0:
-            variate = _OLD_VARIATES + layer * 64 + (q - first_slot[layer]) % width[layer]
-            key = race(ids[smallest], address, variate, size)
-            count = compete(total, best, winner, touched, count, q, OLD, size, key)
-        elif total[q] == 0.0:
-            touched[count] = q
-            count += 1
-    return used, count
+    layers, networks, last = frame.network.shape[0], frame.cells.shape[1], slots.weight.shape[1] - 1
+    cells, slot, ids, first_id, classes = frame.cells, frame.slot, frame.ids, frame.first_id, frame.classes
+    layer_number, first_slot, width = frame.layer, frame.first_slot, frame.width
+    infectivity, infection_edge, infection_scale = frame.infectivity, frame.infection_edge, frame.infection_scale
+    exit_edge, edge_of, target, susceptibility = frame.exit_edge, frame.edge_of, frame.target, frame.susceptibility
+    pressure, share, factor, exits, address = day.pressure, day.share, day.factor, day.exit, day.address
+    first, held, head, weight, excess = slots.first, slots.held, slots.head, slots.weight, slots.excess
+    seed, imported, generation, source, link = slots.seed, slots.imported, slots.generation, slots.source, slots.link
+    total, best, winner, status = slots.total, slots.best, slots.winner, slots.status
+    many = classes.shape[0] > 0
 
+    agent, size = flips.agent, flips.size
+    for part in range(flips.span.shape[0]):
+        for k in range(flips.span[part, 0], flips.span[part, 1]):
+            i = agent[k]
+            for layer in range(layers):
+                q = slot[i, layer]
+                if q >= low[layer] and q < high[layer]:
+                    key = race(_identity(first_id, ids, i), address, 1 + layer, size[k])
+                    compete(total, best, winner, status, q, k, size[k], key)
+    direct = agent.shape[0]
+    newcomer, where, following, fresh_stage = fresh.agent, fresh.slot, fresh.following, fresh.stage
+    widest = 0
+    for layer in range(layers):
+        widest = max(widest, width[layer])
+    for part in range(fresh.span.shape[0]):
+        for k in range(fresh.span[part, 0], fresh.span[part, 1]):
+            i, origin = newcomer[k], where[k]
+            home = layer_of(first_slot, origin)
+            if origin >= low[home] and origin < high[home]:
+                following[k] = head[origin]
+                head[origin] = k
+                status[origin] |= TOUCHED
+            large = abs(weight[origin, last])
+            if large == 0.0:
+                continue
+            sub = (origin - first_slot[home]) % width[home]
+            for layer in range(layers):
+                q = slot[i, layer]
+                if layer != home and q >= low[layer] and q < high[layer]:
+                    variate = 1 + layers + (home * widest + sub) * layers + layer
+                    key = race(_identity(first_id, ids, i), address, variate, large)
+                    compete(total, best, winner, status, q, direct + k, large, key)
 
-@nb.njit(nogil=True, cache=True)
-def _flip_weight(stage: NDArray[np.int8], frame: Frame, day: Day, flips: Flips, k: int, to: Floats) -> None:
-    """Weights of a direct flip, by parameter and for the reference."""
-    i, b = flips.agent[k], flips.branch[k]
-    last = to.shape[0] - 1
-    c = frame.classes[i]
-    if b >= 0:
-        s = int(flips.factor[k])
-        for x in range(last + 1):
-            to[x] = day.exit_weight[s, b, c, x]
-        return
-    for x in range(last + 1):
-        to[x] = 0.0
-    for n in range(frame.cells.shape[1]):
-        cell = frame.cells[i, n]
-        for x in range(last):
-            to[x] += day.factor_dot[n, x] * day.pressure[cell]
-        if frame.layer[n] < 0:
-            row = cell - frame.first_cell[n] + frame.first_linear[n]
-            for x in range(last + 1):
-                to[x] += day.linear[row, x]
-    scale = frame.susceptibility[c] * frame.infection_scale[stage[i]]
-    for x in range(last + 1):
-        to[x] *= scale * flips.factor[k]
-    # The reference raises the probability itself too: p/(1 − p) beside the linear networks' part.
-    total = hazard(frame, day, i) * frame.susceptibility[c]
-    p = _one_minus_exp(total * frame.infection_scale[stage[i]])
-    to[last] += flips.factor[k] * p / (1.0 - p)
+    run_of, runs, taken = frame.run, 0, 0
+    for layer in range(layers):
+        for q in range(low[layer], high[layer]):
+            if status[q] == 0:
+                continue
+            run = runs + (q - first_slot[layer]) // run_of[layer]
+            uncounted = uncounted_seed(seed[q], imported[q], layer)
+            begin, end = first[q], first[q]
+            smallest = np.int64(-1)
+            for m in range(begin, begin + held[q]):
+                i, old = member[m], alternative[m]
+                c = np.int64(classes[i]) if many else 0
+                new = np.int64(old)
+                drawn = np.int64(words[i])
+                if infection_edge[old] >= 0:
+                    felt = 0.0
+                    for n in range(networks):
+                        cell = cells[i, n]
+                        there = pressure[cell]
+                        own = share[cell] * (infectivity[n, old] - infectivity[n, stage[i]])
+                        other = layer_number[n]
+                        if other == layer:
+                            there += share[cell] * excess[q]
+                        elif other < 0:
+                            there += own
+                        elif seed[q] == i:
+                            # What the seed meets in the source's layer is the source's alternative, while that stands.
+                            origin = source[q, other]
+                            if origin >= 0 and link[q, other] == generation[origin]:
+                                there += share[cell] * excess[origin]
+                            else:
+                                there = 0.0
+                        else:
+                            away = slot[i, other]
+                            if (
+                                away >= 0
+                                and seed[away] == i
+                                and imported[away] == 1
+                                and source[away, layer] == q
+                                and link[away, layer] == generation[q]
+                            ):
+                                there += share[cell] * excess[away]
+                            else:
+                                there += own
+                        felt = felt + factor[n] * max(there, 0.0)
+                    felt = felt * susceptibility[c]
+                    felt = felt * infection_scale[old]
+                    if drawn < np.int64(np.floor(_one_minus_exp(felt) * SCALE)):
+                        new = target[infection_edge[old]]
+                else:
+                    for b in range(exit_edge.shape[1]):
+                        if exit_edge[old, b] < 0:
+                            break
+                        if drawn < exits[old, b, c]:
+                            new = target[exit_edge[old, b]]
+                            break
+                if i != uncounted and (old != new or stage[i] != after[i]):
+                    _move(edge_of, flow, count, run, c, weight, q, old, new, 1.0)
+                    _move(edge_of, flow, count, run, c, weight, q, stage[i], after[i], -1.0)
+                if new != after[i]:
+                    member[end] = i
+                    alternative[end] = new
+                    end += 1
+                    if smallest < 0 or _identity(first_id, ids, i) < _identity(first_id, ids, smallest):
+                        smallest = np.int64(i)
+            k = head[q]
+            if k >= 0:
+                # The list grows: it moves to where there is room.
+                for m in range(begin, end):
+                    member[used + m - begin] = member[m]
+                    alternative[used + m - begin] = alternative[m]
+                begin, end = used, used + end - begin
+                head[q] = -1
+                while k >= 0:
+                    i, new = newcomer[k], np.int64(fresh_stage[k])
+                    if i != uncounted:
+                        c = np.int64(classes[i]) if many else 0
+                        _move(edge_of, flow, count, run, c, weight, q, stage[i], new, 1.0)
+                        _move(edge_of, flow, count, run, c, weight, q, stage[i], after[i], -1.0)
+                    member[end] = i
+                    alternative[end] = new
+                    end += 1
+                    if smallest < 0 or _identity(first_id, ids, i) < _identity(first_id, ids, smallest):
+                        smallest = np.int64(i)
+                    k = following[k]
+                used = end
+                first[q] = begin
+            held[q] = end - begin
+            large = abs(weight[q, last])
+            if end > begin and large > 0.0:
+                if total[q] == 0.0:
+                    winner[q] = OLD
+                else:
+                    variate = _OLD_VARIATES + layer * 64 + (q - first_slot[layer]) % width[layer]
+                    key = race(_identity(first_id, ids, smallest), address, variate, large)
+                    compete(total, best, winner, status, q, OLD, large, key)
+            elif total[q] == 0.0:
+                winner[q] = GONE
+            if winner[q] >= direct:
+                origin = where[winner[q] - direct]
+                ratio = total[q] / abs(weight[origin, last])
+                for x in range(last + 1):
+                    imports[taken, x] = weight[origin, x] * ratio
+                taken += 1
+        runs += (first_slot[layer + 1] - first_slot[layer] + run_of[layer] - 1) // run_of[layer]
+    return used
 
 
 @nb.njit(nogil=True, cache=True)
 def resolve(
+    low: Ints,
+    high: Ints,
     stage: NDArray[np.int8],
     after: NDArray[np.int8],
     frame: Frame,
@@ -209,142 +278,205 @@ def resolve(
     slots: Slots,
     flips: Flips,
     fresh: Fresh,
-    touched: NDArray[np.int32],
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
     used: int,
     imports: Floats,
     flow: Floats,
-    active: NDArray[np.int32],
+    count: Floats,
 ) -> int:
-    """The winners take their slots; returns how many slots are active now.
-
-    Args:
-        imports: room for the weights of imported alternatives, taken before any weight changes [touched, P + 1].
-        active: receives the active slots, in the order of `touched`.
-    """
-    width = slots.weight.shape[1]
-    weight, edge_of, classes = slots.weight, frame.edge_of, frame.classes
-    direct = flips.length[0]
-    for a in range(touched.shape[0]):
-        q = touched[a]
-        if slots.winner[q] >= direct:
-            k = slots.winner[q] - direct
-            size = abs(slots.weight[fresh.slot[k], width - 1])
-            for x in range(width):
-                imports[a, x] = slots.weight[fresh.slot[k], x] * (slots.total[q] / size)
-    found = 0
-    for a in range(touched.shape[0]):
-        q = touched[a]
-        w = slots.winner[q]
-        layer = layer_of(frame.first_slot, q)
-        if w == NOBODY:
-            slots.generation[q] += 1
-            slots.seed[q] = -1
-            slots.held[q] = 0
-            slots.excess[q] = 0.0
-            continue
-        active[found] = q
-        found += 1
-        if w == OLD:
-            ratio = slots.total[q] / abs(slots.weight[q, width - 1])
-            for x in range(width):
-                slots.weight[q, x] *= ratio
-            continue
-        slots.generation[q] += 1
-        slots.first[q] = used
-        slots.held[q] = 1
-        if w < direct:
-            i = flips.agent[w]
-            _flip_weight(stage, frame, day, flips, w, slots.weight[q])
-            ratio = slots.total[q] / flips.size[w]
-            for x in range(width):
-                slots.weight[q, x] *= ratio
-            slots.imported[q] = 0
-            alternative[used] = flips.stage[w]
-            if layer == 0:
-                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], flips.stage[w], 1.0)
-                _count_flow(edge_of, classes[i], flow, weight, q, stage[i], after[i], -1.0)
-            for other in range(slots.source.shape[1]):
-                slots.source[q, other] = frame.slot[i, other] if other != layer else -1
-        else:
-            k = w - direct
-            i = fresh.agent[k]
-            for x in range(width):
-                slots.weight[q, x] = imports[a, x]
-            slots.imported[q] = 1
-            alternative[used] = fresh.stage[k]
-            origin = layer_of(frame.first_slot, fresh.slot[k])
-            for other in range(slots.source.shape[1]):
-                slots.source[q, other] = frame.slot[i, other] if other != layer else -1
-            if slots.source.shape[1] > 0:
-                slots.source[q, origin] = fresh.slot[k]
-        slots.seed[q] = i
-        member[used] = i
-        used += 1
-    for a in range(touched.shape[0]):
-        q = touched[a]
-        w = slots.winner[q]
-        if w < 0:
-            continue
-        layer = layer_of(frame.first_slot, q)
-        for other in range(slots.link.shape[1]):
-            source = slots.source[q, other]
-            slots.link[q, other] = -1
-            if source < 0:
+    """The winners take their slots, which are as `evolve` left them; returns the end of the lists."""
+    layers, networks, last = frame.network.shape[0], frame.cells.shape[1], slots.weight.shape[1] - 1
+    cells, slot, classes = frame.cells, frame.slot, frame.classes
+    layer_number, first_slot, first_cell, first_linear = (
+        frame.layer,
+        frame.first_slot,
+        frame.first_cell,
+        frame.first_linear,
+    )
+    edge_of, infection_scale, susceptibility = frame.edge_of, frame.infection_scale, frame.susceptibility
+    pressure, factor, factor_dot, linear, exit_weight = (
+        day.pressure,
+        day.factor,
+        day.factor_dot,
+        day.linear,
+        day.exit_weight,
+    )
+    first, held, weight, excess = slots.first, slots.held, slots.weight, slots.excess
+    seed, imported, generation, source = slots.seed, slots.imported, slots.generation, slots.source
+    total, winner, status = slots.total, slots.winner, slots.status
+    many, others, direct = classes.shape[0] > 0, source.shape[1], flips.agent.shape[0]
+    run_of, runs, taken = frame.run, 0, 0
+    for layer in range(layers):
+        for q in range(low[layer], high[layer]):
+            if status[q] == 0:
                 continue
-            theirs = slots.winner[source]
-            if w >= direct and source == fresh.slot[w - direct]:
-                stands = theirs == OLD
-            elif w >= direct:
-                stands = theirs >= direct and slots.seed[source] == slots.seed[q]
-                stands = stands and fresh.slot[theirs - direct] == fresh.slot[w - direct]
+            w = winner[q]
+            run = runs + (q - first_slot[layer]) // run_of[layer]
+            if w == OLD and total[q] == 0.0:
+                continue
+            # What the slot holds counts with another weight, or no longer.
+            ratio = total[q] / abs(weight[q, last]) if w == OLD else 0.0
+            if ratio != 1.0:
+                uncounted = uncounted_seed(seed[q], imported[q], layer)
+                for m in range(first[q], first[q] + held[q]):
+                    i = member[m]
+                    if i != uncounted:
+                        c = np.int64(classes[i]) if many else 0
+                        _add(count, run, alternative[m], c, weight, q, ratio - 1.0)
+                        _add(count, run, after[i], c, weight, q, 1.0 - ratio)
+            if w == OLD:
+                for x in range(last + 1):
+                    weight[q, x] *= ratio
+                continue
+            generation[q] += 1
+            if w == GONE:
+                seed[q] = -1
+                held[q] = 0
+                excess[q] = 0.0
+                continue
+            if first[q] < 0:
+                first[q] = used
+                used += 1
+            held[q] = 1
+            place = first[q]
+            if w < direct:
+                i, b = flips.agent[w], flips.branch[w]
+                c = np.int64(classes[i]) if many else 0
+                ratio = total[q] / flips.size[w]
+                gain = flips.factor[w]
+                if b >= 0:
+                    for x in range(last + 1):
+                        weight[q, x] = exit_weight[np.int64(gain), b, c, x]
+                else:
+                    for x in range(last + 1):
+                        weight[q, x] = 0.0
+                    hazard = 0.0
+                    for n in range(networks):
+                        cell = cells[i, n]
+                        felt = pressure[cell]
+                        hazard = hazard + factor[n] * felt
+                        for x in range(last):
+                            weight[q, x] += factor_dot[n, x] * felt
+                        if layer_number[n] < 0:
+                            row = cell - first_cell[n] + first_linear[n]
+                            for x in range(last + 1):
+                                weight[q, x] += linear[row, x]
+                    scale = susceptibility[c] * infection_scale[stage[i]]
+                    for x in range(last + 1):
+                        weight[q, x] *= scale * gain
+                    # The reference raises the probability itself too: p/(1 − p) beside the linear networks' part.
+                    hazard = hazard * susceptibility[c]
+                    p = _one_minus_exp(hazard * infection_scale[stage[i]])
+                    weight[q, last] += gain * p / (1.0 - p)
+                for x in range(last + 1):
+                    weight[q, x] *= ratio
+                imported[q] = 0
+                alternative[place] = flips.stage[w]
+                if layer == 0:
+                    _move(edge_of, flow, count, run, c, weight, q, stage[i], flips.stage[w], 1.0)
+                    _move(edge_of, flow, count, run, c, weight, q, stage[i], after[i], -1.0)
             else:
-                stands = theirs == w
-            if stands:
-                slots.link[q, other] = slots.generation[source]
-    return found
+                k = w - direct
+                i = fresh.agent[k]
+                for x in range(last + 1):
+                    weight[q, x] = imports[taken, x]
+                taken += 1
+                imported[q] = 1
+                alternative[place] = fresh.stage[k]
+            for other in range(others):
+                source[q, other] = slot[i, other] if other != layer else -1
+            if w >= direct and others > 0:
+                source[q, layer_of(first_slot, fresh.slot[w - direct])] = fresh.slot[w - direct]
+            seed[q] = i
+            member[place] = i
+        runs += (first_slot[layer + 1] - first_slot[layer] + run_of[layer] - 1) // run_of[layer]
+    return used
+
+
+@nb.njit(nogil=True, cache=True)
+def link(low: Ints, high: Ints, slots: Slots, flips: Flips, fresh: Fresh) -> None:
+    """Slots that were taken learn which others go together with them; all winners have taken theirs."""
+    winner, status, source, seed, generation = slots.winner, slots.status, slots.source, slots.seed, slots.generation
+    to, where, direct = slots.link, fresh.slot, flips.agent.shape[0]
+    for layer in range(low.shape[0]):
+        for q in range(low[layer], high[layer]):
+            if status[q] == 0 or winner[q] < 0:
+                continue
+            w = winner[q]
+            for other in range(to.shape[1]):
+                origin = source[q, other]
+                to[q, other] = -1
+                if origin < 0:
+                    continue
+                theirs = winner[origin]
+                if w >= direct and origin == where[w - direct]:
+                    stands = theirs == OLD
+                elif w >= direct:
+                    stands = theirs >= direct and seed[origin] == seed[q]
+                    stands = stands and where[theirs - direct] == where[w - direct]
+                else:
+                    stands = theirs == w
+                if stands:
+                    to[q, other] = generation[origin]
 
 
 @nb.njit(nogil=True, cache=True)
 def survey(
+    low: Ints,
+    high: Ints,
     after: NDArray[np.int8],
     frame: Frame,
     slots: Slots,
-    active: NDArray[np.int32],
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
-    touched: NDArray[np.int32],
-    count: Floats,
 ) -> None:
-    """What the alternatives hold after the step: their infectivity, and derivatives of people per stage.
-
-    Args:
-        count: derivatives [stages, classes, P].
-        touched: slots whose competition is over.
-    """
-    for a in range(touched.shape[0]):
-        q = touched[a]
-        slots.total[q] = 0.0
-        slots.winner[q] = NOBODY
-    first, held, seed, imported, weight = slots.first, slots.held, slots.seed, slots.imported, slots.weight
-    infectivity, classes, first_slot = frame.infectivity, frame.classes, frame.first_slot
-    for a in range(active.shape[0]):
-        q = active[a]
-        layer = layer_of(first_slot, q)
+    """What the alternatives hold after the step: their infectivity, and whether anything is still to come."""
+    first, held, excess, status = slots.first, slots.held, slots.excess, slots.status
+    infectivity, busy, loud = frame.infectivity, frame.busy, frame.loud
+    for layer in range(low.shape[0]):
         n = frame.network[layer]
-        uncounted = _uncounted(seed[q], imported[q], layer)
-        excess = 0.0
-        for m in range(first[q], first[q] + held[q]):
-            i, s = member[m], alternative[m]
-            if n >= 0:
-                excess += infectivity[n, s] - infectivity[n, after[i]]
-            if i != uncounted:
-                c = classes[i]
-                for k in range(count.shape[2]):
-                    count[s, c, k] += weight[q, k]
-                    count[after[i], c, k] -= weight[q, k]
-        slots.excess[q] = excess
+        for q in range(low[layer], high[layer]):
+            if status[q] == 0:
+                continue
+            slots.total[q] = 0.0
+            slots.best[q] = np.inf
+            slots.winner[q] = NOBODY
+            more = 0.0
+            alive = False
+            for m in range(first[q], first[q] + held[q]):
+                i, s = member[m], alternative[m]
+                alive = alive or busy[s] == 1 or loud[after[i]] == 1
+                if n >= 0:
+                    more += infectivity[n, s] - infectivity[n, after[i]]
+            excess[q] = more
+            status[q] = LIVE if alive else np.uint8(0)
+
+
+@nb.njit(nogil=True, cache=True)
+def pack(
+    low: Ints,
+    high: Ints,
+    slots: Slots,
+    member: NDArray[np.int32],
+    alternative: NDArray[np.int8],
+    to_member: NDArray[np.int32],
+    to_alternative: NDArray[np.int8],
+    begin: int,
+) -> int:
+    """Copy the lists of slots close together, from `begin` on; returns their end."""
+    first, held = slots.first, slots.held
+    for layer in range(low.shape[0]):
+        for q in range(low[layer], high[layer]):
+            if held[q] == 0:
+                first[q] = -1
+                continue
+            for m in range(held[q]):
+                to_member[begin + m] = member[first[q] + m]
+                to_alternative[begin + m] = alternative[first[q] + m]
+            first[q] = begin
+            begin += held[q]
+    return begin
 
 
 @nb.njit(nogil=True, cache=True)
@@ -352,7 +484,6 @@ def scatter_groups(
     stage: NDArray[np.int8],
     frame: Frame,
     slots: Slots,
-    active: NDArray[np.int32],
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
     n: int,
@@ -360,18 +491,20 @@ def scatter_groups(
 ) -> None:
     """Derivatives and reference of a linear network's infectivity sums [cells, P + 1]."""
     first, held, infectivity, first_slot = slots.first, slots.held, frame.infectivity, frame.first_slot
-    seed, imported, weight = slots.seed, slots.imported, slots.weight
+    seed, imported, weight, status = slots.seed, slots.imported, slots.weight, slots.status
     cells, begin = frame.cells, frame.first_cell[n]
-    for a in range(active.shape[0]):
-        q = active[a]
-        uncounted = _uncounted(seed[q], imported[q], layer_of(first_slot, q))
-        for m in range(first[q], first[q] + held[q]):
-            i = member[m]
-            d = infectivity[n, alternative[m]] - infectivity[n, stage[i]]
-            if d != 0.0 and i != uncounted:
-                cell = cells[i, n] - begin
-                for x in range(total.shape[1]):
-                    total[cell, x] += d * weight[q, x]
+    for layer in range(frame.network.shape[0]):
+        for q in range(first_slot[layer], first_slot[layer + 1]):
+            if status[q] == 0:
+                continue
+            uncounted = uncounted_seed(seed[q], imported[q], layer)
+            for m in range(first[q], first[q] + held[q]):
+                i = member[m]
+                d = infectivity[n, alternative[m]] - infectivity[n, stage[i]]
+                if d != 0.0 and i != uncounted:
+                    cell = cells[i, n] - begin
+                    for x in range(total.shape[1]):
+                        total[cell, x] += d * weight[q, x]
 
 
 @nb.njit(nogil=True, cache=True)
@@ -379,7 +512,6 @@ def scatter_edges(
     stage: NDArray[np.int8],
     frame: Frame,
     slots: Slots,
-    active: NDArray[np.int32],
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
     n: int,
@@ -388,13 +520,17 @@ def scatter_edges(
     total: Floats,
 ) -> None:
     """The same for edges: everybody who reads a differing agent."""
-    for a in range(active.shape[0]):
-        q = active[a]
-        uncounted = _uncounted(slots.seed[q], slots.imported[q], layer_of(frame.first_slot, q))
-        for m in range(slots.first[q], slots.first[q] + slots.held[q]):
-            i = member[m]
-            d = frame.infectivity[n, alternative[m]] - frame.infectivity[n, stage[i]]
-            if d != 0.0 and i != uncounted:
-                for e in range(offsets[i], offsets[i + 1]):
-                    for x in range(total.shape[1]):
-                        total[readers[e], x] += d * slots.weight[q, x]
+    first, held, infectivity, first_slot = slots.first, slots.held, frame.infectivity, frame.first_slot
+    seed, imported, weight, status = slots.seed, slots.imported, slots.weight, slots.status
+    for layer in range(frame.network.shape[0]):
+        for q in range(first_slot[layer], first_slot[layer + 1]):
+            if status[q] == 0:
+                continue
+            uncounted = uncounted_seed(seed[q], imported[q], layer)
+            for m in range(first[q], first[q] + held[q]):
+                i = member[m]
+                d = infectivity[n, alternative[m]] - infectivity[n, stage[i]]
+                if d != 0.0 and i != uncounted:
+                    for e in range(offsets[i], offsets[i + 1]):
+                        for x in range(total.shape[1]):
+                            total[readers[e], x] += d * weight[q, x]

@@ -1,4 +1,4 @@
-"""The actual step of cluster alternates: who decides, which decisions could have come out otherwise, who competes."""
+"""The actual step of cluster alternates: who decides, and which decisions could have come out otherwise."""
 
 from __future__ import annotations
 
@@ -6,228 +6,345 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.clusters import (
-    FLOOR,
-    SCALE,
-    Day,
-    Flips,
-    Frame,
-    Fresh,
-    Ints,
-    Slots,
-    compete,
-    hazard,
-    layer_of,
-    race,
-    threshold,
-)
-from lpm.kernels.cpu import _one_minus_exp
+from lpm.kernels.clusters import FLOOR, SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots
+from lpm.kernels.cpu import _byte, _felt, _one_minus_exp
+from lpm.philox import draw
 
-__all__ = ["decide", "decide_start", "near", "offer"]
+__all__ = ["decide_start", "encode_layer", "encode_linear", "step"]
+
+_CHUNK = 4096
+_BEYOND = 1.0 + 1.0 / FLOOR
+"""How far the window of a flip may reach, as a multiple of the hazard."""
 
 
 @nb.njit(nogil=True, cache=True)
-def near(
+def encode_layer(
+    low: int,
+    high: int,
+    total: Ints,
+    size: Floats,
+    closed: bool,
+    share: Floats,
+    excess: Floats,
+    width: int,
+    factor: float,
+    unit: float,
+    pressure: Floats,
+    code: NDArray[np.uint8],
+) -> None:
+    """Pressure in the cells `low` to `high` − 1 of a layer, and a bound of what a word there may decide or offer.
+
+    Args:
+        low: first cell.
+        high: end of the cells.
+        total: infectivity words [cells].
+        size: people by whom sums are divided, or empty [cells].
+        closed: whether the people of cell 0 meet nobody.
+        share: pressure from one unit of infectivity [cells].
+        excess: of the layer's slots [slots].
+        width: slots of a cell.
+        factor: hazard per unit of pressure.
+        unit: hazard of one unit of `code`.
+        pressure: [cells].
+        code: [cells].
+    """
+    sized = size.size > 0
+    for g in range(low, high):
+        most = 0.0
+        for q in range(g * width, (g + 1) * width):
+            most = max(most, excess[q])
+        felt = 0.0
+        if total[g] != 0 and not (closed and g == 0):
+            felt = _felt(total[g], sized, size[g] if sized else 1.0, 1.0)
+        pressure[g] = felt
+        code[g] = 0
+        if felt != 0.0 or most != 0.0:
+            code[g] = _byte(factor * (felt * _BEYOND + share[g] * most), unit)
+
+
+@nb.njit(nogil=True, cache=True)
+def encode_linear(pressure: Floats, factor: float, moved: Floats, unit: float, code: NDArray[np.uint8]) -> None:
+    """The same bound in the cells of a linear network, whose hazard has derivatives `moved` [cells, P + 1]."""
+    last = moved.shape[1] - 1
+    for g in range(pressure.shape[0]):
+        code[g] = _byte(factor * pressure[g] * _BEYOND + abs(moved[g, last]) / FLOOR, unit)
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _flip_exit(
+    exit_weight: Floats,
+    agent: NDArray[np.int32],
     stage: NDArray[np.int8],
-    words: NDArray[np.uint64],
-    frame: Frame,
-    bound: NDArray[np.float64],
-    limit: Ints,
-    low: NDArray[np.int32],
+    branch: NDArray[np.int8],
+    size: Floats,
+    factor: Floats,
+    k: int,
+    i: int,
+    s: int,
+    other: int,
+    b: int,
+    c: int,
 ) -> int:
-    """Agents whose word may decide something this step, in `low`; returns how many."""
-    found = 0
-    networks = frame.cells.shape[1]
-    for i in range(stage.shape[0]):
-        s = stage[i]
-        c = frame.classes[i]
-        if frame.infection_edge[s] >= 0:
-            total = 0.0
-            for n in range(networks):
-                total += bound[frame.cells[i, n]]
-            total *= frame.susceptibility[c] * frame.infection_scale[s]
-            if np.int64(words[i]) < total * 4299262263.0:
-                low[found] = i
-                found += 1
-        elif np.int64(words[i]) < limit[s, c]:
-            low[found] = i
-            found += 1
-    return found
+    weight = abs(exit_weight[s, b, c, exit_weight.shape[3] - 1])
+    if weight > 0.0:
+        agent[k] = i
+        stage[k] = other
+        branch[k] = b
+        size[k] = weight
+        factor[k] = s
+        k += 1
+    return k
 
 
 @nb.njit(nogil=True, cache=True)
-def _linear_reference(frame: Frame, day: Day, i: int) -> float:
-    total = 0.0
-    last = day.linear.shape[1] - 1
-    for n in range(frame.cells.shape[1]):
-        if frame.layer[n] < 0:
-            total += day.linear[frame.cells[i, n] - frame.first_cell[n] + frame.first_linear[n], last]
-    return total
-
-
-@nb.njit(nogil=True, cache=True)
-def decide(
+def step(
+    part: int,
+    low: int,
+    high: int,
     stage: NDArray[np.int8],
-    words: NDArray[np.uint64],
-    low: NDArray[np.int32],
     frame: Frame,
     day: Day,
     slots: Slots,
     member: NDArray[np.int32],
     after: NDArray[np.int8],
+    words: NDArray[np.uint32],
     flows: Ints,
+    changed: Ints,
     flips: Flips,
     fresh: Fresh,
-) -> None:
-    """The actual step, the flips it offers, and who differs in an alternative from now on."""
-    branches = frame.exit_edge.shape[1]
-    for e in range(low.shape[0]):
-        i = low[e]
-        s = stage[i]
-        c = frame.classes[i]
-        drawn = np.int64(words[i])
-        if frame.infection_edge[s] >= 0:
-            base = hazard(frame, day, i)
-            scale = frame.infection_scale[s]
-            total = base * frame.susceptibility[c]
-            total = total * scale
-            p = _one_minus_exp(total)
-            limit = np.int64(np.floor(p * SCALE))
-            yes = drawn < limit
-            to = frame.target[frame.infection_edge[s]]
-            if yes:
-                after[i] = to
-                flows[frame.infection_edge[s], c] += 1
-            elif p < 1.0:
-                # d ln(1 − p) by the reference direction, times 1 − p; a window of q offers it at 1/q.
-                reference = _linear_reference(frame, day, i) * frame.susceptibility[c] * scale
-                mass = abs(reference * (1.0 - p) + p)
-                q = min(1.0 - p, mass / FLOOR)
-                if mass > 0.0 and drawn < limit + np.int64(np.floor(q * SCALE)):
-                    k = flips.length[0]
-                    flips.agent[k] = i
-                    flips.stage[k] = to
-                    flips.branch[k] = -1
-                    flips.size[k] = mass / q
-                    flips.factor[k] = (1.0 - p) / q
-                    flips.length[0] = k + 1
-            for layer in range(frame.network.shape[0]):
-                n = frame.network[layer]
-                if n < 0 or frame.slot[i, layer] < 0:
-                    continue
-                cell = frame.cells[i, n]
-                unit = day.factor[n] * day.share[cell]
-                if unit == 0.0:
-                    continue
-                one = frame.first_slot[layer] + (cell - frame.first_cell[n]) * frame.width[layer]
-                for q in range(one, one + frame.width[layer]):
-                    if slots.held[q] == 0 or slots.excess[q] == 0.0:
-                        continue
-                    other = (base + unit * slots.excess[q]) * frame.susceptibility[c] * scale
-                    if (drawn < threshold(max(other, 0.0))) == yes:
-                        continue
-                    known = False
-                    for m in range(slots.first[q], slots.first[q] + slots.held[q]):
-                        known = known or member[m] == i
-                    if not known:
-                        k = fresh.length[0]
-                        fresh.agent[k] = i
-                        fresh.slot[k] = q
-                        fresh.stage[k] = s if yes else to
-                        fresh.following[k] = slots.head[q]
-                        slots.head[q] = k
-                        fresh.length[0] = k + 1
+) -> int:
+    """The actual step of some agents, the flips it offers, and who differs in an alternative from now on.
+
+    Args:
+        part: number of the thread.
+        low: first agent.
+        high: end of the agents.
+        stage: [agents].
+        frame: the run's.
+        day: the step's.
+        slots: their `status` is changed where somebody moved.
+        member: who differs in which slot.
+        after: receives the stages [agents].
+        words: receives the random words [agents].
+        flows: receives transitions [edges, classes].
+        changed: receives who moved, from `low` on [agents].
+        flips: receives the flips, from `low` on.
+        fresh: receives who differs from now on, from `low` · slots of a person on.
+
+    Returns:
+        the end of what it wrote to `changed`.
+    """
+    cells, slot, classes, ids = frame.cells, frame.slot, frame.classes, frame.ids
+    network, layer_number, first_cell, first_slot = frame.network, frame.layer, frame.first_cell, frame.first_slot
+    alone, first_linear, widths = frame.alone, frame.first_linear, frame.width
+    infection_edge, infection_scale, exit_edge = frame.infection_edge, frame.infection_scale, frame.exit_edge
+    target, susceptibility = frame.target, frame.susceptibility
+    pressure, share, factor, linear = day.pressure, day.share, day.factor, day.linear
+    exits, window, exit_weight = day.exit, day.window, day.exit_weight
+    code, base, reach, address = day.code, day.base, day.reach, day.address
+    status, held, excess, first = slots.status, slots.held, slots.excess, slots.first
+    flip_agent, flip_stage, flip_branch = flips.agent, flips.stage, flips.branch
+    flip_size, flip_factor = flips.size, flips.factor
+    fresh_agent, fresh_slot, fresh_stage = fresh.agent, fresh.slot, fresh.stage
+    networks, layers, branches = cells.shape[1], network.shape[0], exit_edge.shape[1]
+    class_count, last = susceptibility.shape[0], linear.shape[1] - 1
+    many = classes.shape[0] > 0
+    each = 0
+    for layer in range(layers):
+        each += widths[layer]
+    drawn_words = np.empty(_CHUNK + 8, dtype=np.uint32)
+    bound = np.empty(_CHUNK, dtype=np.int32)
+    row = np.empty(_CHUNK, dtype=np.int32)
+    maybe = np.empty(_CHUNK + 1, dtype=np.int32)
+    c3 = address[1] << np.uint64(16)
+    end, flip, new = low, low, low * each
+    for start in range(low, high, _CHUNK):
+        count = min(_CHUNK, high - start)
+        offset = draw(frame.first_id, ids, start, count, address[0], c3, address[2], address[3], drawn_words)
+        for j in range(count):
+            words[start + j] = drawn_words[offset + j]
+            after[start + j] = stage[start + j]
+        if many:
+            for j in range(count):
+                row[j] = stage[start + j] * class_count + classes[start + j]
         else:
-            left = -1
-            for b in range(branches):
-                if frame.exit_edge[s, b] < 0:
-                    break
-                if drawn < day.exit[s, b, c]:
-                    left = b
-                    break
-            if left >= 0:
-                edge = frame.exit_edge[s, left]
-                after[i] = frame.target[edge]
-                flows[edge, c] += 1
-                if day.window[s, left, c] < 0:
-                    _flip_exit(frame, day, flips, i, s, s, left, c)
+            for j in range(count):
+                row[j] = stage[start + j]
+        for j in range(count):
+            bound[j] = 0
+        for n in range(networks):
+            for j in range(count):
+                bound[j] += code[cells[start + j, n]]
+        found = 0
+        for j in range(count):
+            r = row[j]
+            maybe[found] = j
+            # A byte of 255 has no upper bound.
+            found += (np.float64(drawn_words[offset + j]) < base[r] + bound[j] * reach[r]) | (
+                (bound[j] >= 255) & (reach[r] > 0.0)
+            )
+        for m in range(found):
+            j = maybe[m]
+            i = start + j
+            s = stage[i]
+            c = np.int64(classes[i]) if many else 0
+            drawn = np.int64(drawn_words[offset + j])
+            edge = -1
+            if infection_edge[s] >= 0:
+                base_hazard, reference = 0.0, 0.0
+                for n in range(networks):
+                    g = cells[i, n]
+                    base_hazard = base_hazard + factor[n] * pressure[g]
+                    if layer_number[n] < 0:
+                        reference += linear[g - first_cell[n] + first_linear[n], last]
+                scale = infection_scale[s]
+                total = base_hazard * susceptibility[c]
+                total = total * scale
+                p = _one_minus_exp(total)
+                limit = np.int64(np.floor(p * SCALE))
+                yes = drawn < limit
+                to = target[infection_edge[s]]
+                if yes:
+                    edge = infection_edge[s]
+                elif p < 1.0:
+                    # d ln(1 − p) by the reference direction, times 1 − p; a window of q offers it at 1/q.
+                    reference = reference * susceptibility[c] * scale
+                    mass = abs(reference * (1.0 - p) + p)
+                    if mass > 0.0:
+                        q_window = min(1.0 - p, mass / FLOOR)
+                        if drawn < limit + np.int64(np.floor(q_window * SCALE)):
+                            flip_agent[flip] = i
+                            flip_stage[flip] = to
+                            flip_branch[flip] = -1
+                            flip_size[flip] = mass / q_window
+                            flip_factor[flip] = (1.0 - p) / q_window
+                            flip += 1
+                for layer in range(layers):
+                    n = network[layer]
+                    if n < 0 or slot[i, layer] < 0:
+                        continue
+                    cell = cells[i, n]
+                    unit = factor[n] * share[cell]
+                    if unit == 0.0:
+                        continue
+                    one = first_slot[layer] + (cell - first_cell[n]) * widths[layer]
+                    for q in range(one, one + widths[layer]):
+                        if held[q] == 0 or excess[q] == 0.0:
+                            continue
+                        other = (base_hazard + unit * excess[q]) * susceptibility[c] * scale
+                        struck = drawn < np.int64(np.floor(_one_minus_exp(max(other, 0.0)) * SCALE))
+                        if struck == yes:
+                            continue
+                        known = False
+                        for d in range(first[q], first[q] + held[q]):
+                            known = known or member[d] == i
+                        if not known:
+                            fresh_agent[new] = i
+                            fresh_slot[new] = q
+                            fresh_stage[new] = s if yes else to
+                            new += 1
             else:
                 for b in range(branches):
-                    if frame.exit_edge[s, b] < 0:
+                    if exit_edge[s, b] < 0:
                         break
-                    if drawn < day.window[s, b, c]:
-                        _flip_exit(frame, day, flips, i, s, frame.target[frame.exit_edge[s, b]], b, c)
+                    if drawn < exits[s, b, c]:
+                        edge = exit_edge[s, b]
+                        if window[s, b, c] < 0:
+                            flip = _flip_exit(
+                                exit_weight,
+                                flip_agent,
+                                flip_stage,
+                                flip_branch,
+                                flip_size,
+                                flip_factor,
+                                flip,
+                                i,
+                                s,
+                                s,
+                                b,
+                                c,
+                            )
                         break
+                if edge < 0:
+                    for b in range(branches):
+                        if exit_edge[s, b] < 0:
+                            break
+                        if drawn < window[s, b, c]:
+                            to = target[exit_edge[s, b]]
+                            flip = _flip_exit(
+                                exit_weight,
+                                flip_agent,
+                                flip_stage,
+                                flip_branch,
+                                flip_size,
+                                flip_factor,
+                                flip,
+                                i,
+                                s,
+                                to,
+                                b,
+                                c,
+                            )
+                            break
+            if edge >= 0:
+                after[i] = target[edge]
+                flows[edge, c] += 1
+                changed[end] = i
+                end += 1
+                for layer in range(layers):
+                    q = slot[i, layer]
+                    if q < 0:
+                        continue
+                    one, width = q, 1
+                    if network[layer] >= 0 and q < alone[layer]:
+                        width = widths[layer]
+                        one = q - (q - first_slot[layer]) % width
+                    for near in range(one, one + width):
+                        if held[near] > 0:
+                            status[near] |= TOUCHED
+    flips.span[part, 0], flips.span[part, 1] = low, flip
+    fresh.span[part, 0], fresh.span[part, 1] = low * each, new
+    return end
 
 
 @nb.njit(nogil=True, cache=True)
-def _flip_exit(frame: Frame, day: Day, flips: Flips, i: int, s: int, other: int, b: int, c: int) -> None:
-    size = abs(day.exit_weight[s, b, c, day.exit_weight.shape[3] - 1])
-    if size > 0.0:
-        k = flips.length[0]
-        flips.agent[k] = i
-        flips.stage[k] = other
-        flips.branch[k] = b
-        flips.size[k] = size
-        flips.factor[k] = s
-        flips.length[0] = k + 1
-
-
-@nb.njit(nogil=True, cache=True)
-def decide_start(words: NDArray[np.uint64], free: NDArray[np.bool_], window: Ints, stages: Ints, flips: Flips) -> None:
+def decide_start(
+    frame: Frame,
+    address: NDArray[np.uint64],
+    free: NDArray[np.bool_],
+    window: Ints,
+    stages: Ints,
+    size: Floats,
+    flips: Flips,
+) -> None:
     """Flips of the start: somebody who begins in stage 0 might have begun in another.
 
     Args:
-        words: [agents].
+        frame: the run's.
+        address: as `Day.address`.
         free: whose first stage was drawn [agents].
         window: begin of the windows, then the end of each [stages drawn + 1].
         stages: [stages drawn].
+        size: reference weight of each [stages drawn].
         flips: receives them; `branch` numbers the stages drawn.
     """
-    for i in range(words.shape[0]):
-        drawn = np.int64(words[i])
-        if not free[i] or drawn < window[0] or drawn >= window[-1]:
-            continue
-        for b in range(stages.shape[0]):
-            if drawn < window[b + 1]:
-                k = flips.length[0]
-                flips.agent[k] = i
-                flips.stage[k] = stages[b]
-                flips.branch[k] = b
-                flips.length[0] = k + 1
-                break
-
-
-@nb.njit(nogil=True, cache=True)
-def offer(
-    frame: Frame, day: Day, slots: Slots, flips: Flips, fresh: Fresh, touched: NDArray[np.int32], count: int
-) -> int:
-    """Flips go to the agent's slot in every layer, fresh differences to those in the other layers."""
-    layers = frame.network.shape[0]
-    total, best, winner = slots.total, slots.best, slots.winner
-    ids, slot, width, first_slot, address = frame.ids, frame.slot, frame.width, frame.first_slot, day.address
-    widest = 0
-    for layer in range(layers):
-        widest = max(widest, width[layer])
-    for k in range(flips.length[0]):
-        i = flips.agent[k]
-        for layer in range(layers):
-            q = slot[i, layer]
-            if q >= 0:
-                key = race(ids[i], address, 1 + layer, flips.size[k])
-                count = compete(total, best, winner, touched, count, q, k, flips.size[k], key)
-    last = slots.weight.shape[1] - 1
-    for k in range(fresh.length[0]):
-        i, origin = fresh.agent[k], fresh.slot[k]
-        size = abs(slots.weight[origin, last])
-        if size == 0.0:
-            continue
-        home = layer_of(first_slot, origin)
-        sub = (origin - first_slot[home]) % width[home]
-        for layer in range(layers):
-            q = slot[i, layer]
-            if layer != home and q >= 0:
-                variate = 1 + layers + (home * widest + sub) * layers + layer
-                key = race(ids[i], address, variate, size)
-                count = compete(total, best, winner, touched, count, q, flips.length[0] + k, size, key)
-    return count
+    agents, k = free.shape[0], 0
+    words = np.empty(_CHUNK + 8, dtype=np.uint32)
+    c3 = address[1] << np.uint64(16)
+    for start in range(0, agents, _CHUNK):
+        count = min(_CHUNK, agents - start)
+        offset = draw(frame.first_id, frame.ids, start, count, address[0], c3, address[2], address[3], words)
+        for j in range(count):
+            drawn = np.int64(words[offset + j])
+            if not free[start + j] or drawn < window[0] or drawn >= window[-1]:
+                continue
+            for b in range(stages.shape[0]):
+                if drawn < window[b + 1]:
+                    flips.agent[k] = start + j
+                    flips.stage[k] = stages[b]
+                    flips.branch[k] = b
+                    flips.size[k] = size[b]
+                    flips.factor[k] = 0.0
+                    k += 1
+                    break
+    flips.span[0, 0], flips.span[0, 1] = 0, k

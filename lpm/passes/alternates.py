@@ -188,7 +188,7 @@ class AlternatesForward(Plain):
         for contagion in self.contagions:
             prefix = f"alternates:{contagion.name}:"
             kept = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-            self.executor.restore(contagion.spec, self.loop.model.population.addresses, self.loop.lanes, kept)
+            self.executor.restore(contagion.spec, self.loop.model.population.numbering, self.loop.lanes, kept)
 
     def finish(self, words: NDArray[np.int64], cotangent: object) -> dict[str, Any]:
         return {"tangents": torch.stack(self.recorded).numpy()}
