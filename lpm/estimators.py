@@ -80,7 +80,7 @@ REGISTRY: Mapping[str, Estimator] = {
     each.name: each
     for each in (
         Estimator("fd", "central differences with common random numbers"),
-        Estimator("alternates", "what would have been in each small group", refuses=unfit),
+        Estimator("alternates", "what would have been in each small group", ("forward", "reverse"), refuses=unfit),
         Estimator("tangent", "derivative of the conditional expectation of each decision", ("forward", "reverse")),
         Estimator(
             "score",
@@ -274,7 +274,9 @@ def evaluate(
                 "Use gradient=fd or gradient=tangent.",
             )
         return _score(model, theta, common)
-    derivative = "alternates" if estimator == "alternates" else mode
+    derivative = mode
+    if estimator == "alternates":
+        derivative = "alternates" if mode == "forward" else "alternates-reverse"
     with straight_through() if estimator == "st-gumbel" else contextlib.nullcontext():
         run = simulation.run(model, theta, derivative=derivative, cotangent=cotangent, **common)
     return Evaluation(run.words, run.tangents, run.gradient, estimator, run.executor)

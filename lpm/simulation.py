@@ -21,6 +21,7 @@ from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.kernels.spec import Executor
 from lpm.passes.alternates import AlternatesForward
+from lpm.passes.alternates_reverse import AlternatesReverse
 from lpm.passes.plain import Plain
 from lpm.passes.score import Score
 from lpm.passes.steps import Arrays, Rounds, Steps, spread
@@ -37,6 +38,7 @@ _PASSES: Mapping[str, type[Plain]] = {
     "reverse": Reverse,
     "score": Score,
     "alternates": AlternatesForward,
+    "alternates-reverse": AlternatesReverse,
 }
 
 
@@ -99,14 +101,14 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     if kind not in known or (kind in known[3:]) != bool(device):
         raise InputError(f"The executor is {wanted!r}: auto, reference, cpu, or device:NAME, torch:NAME, triton:NAME.")
     fused = all(protocol.fused() for protocol in model.protocols)
-    if derivative == "alternates":
+    if derivative in ("alternates", "alternates-reverse"):
         from lpm.kernels.alternates import Alternates
 
         if not fused or wanted == "reference" or device:
             raise InputError(
                 "The estimator alternates runs in the fused executor, without per-agent infectivity.", "Use fd."
             )
-        return Alternates(len(model.parameters))
+        return Alternates(len(model.parameters)) if derivative == "alternates" else Alternates(0, taped=True)
     able = derivative == "none" and fused
     if wanted == "reference" or (wanted == "auto" and not able):
         return Reference()
@@ -167,7 +169,7 @@ def run(
         world: who adds up; by default the Local world or, under `torchrun`, the Distributed one.
         derivative: "none"; "forward": tangents of the outputs; "reverse": gradient of Σ cotangent · outputs;
             "score": scores of all decisions beside the outputs, by component; "alternates": derivatives of
-            the outputs by cluster alternates.
+            the outputs by cluster alternates; "alternates-reverse": as "reverse", by cluster alternates.
         cotangent: outputs [T, O, lanes] → cotangents [B, T, O, lanes] (reverse).
         executor: see `choose_executor`.
         keeper: checkpoints.

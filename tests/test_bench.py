@@ -68,4 +68,4 @@ def test_gradients_are_timed_beside_a_plain_run(capsys):
     assert cli.main(["bench", "gradients", *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"plain_day_ms", "forward_day_ms", "reverse_day_ms", "peak_rss_mb"} <= set(found)
-    assert found["plain_day_ms"] > 0 and found["forward_day_ms"] > 0
+    assert min(found["plain_day_ms"], found["forward_day_ms"], found["reverse_day_ms"]) > 0

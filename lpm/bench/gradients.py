@@ -9,14 +9,14 @@ import numpy as np
 
 from lpm.bench.workload import default_values, workload
 from lpm.errors import InputError
-from lpm.estimators import REGISTRY, evaluate
+from lpm.estimators import evaluate
 from lpm.processes import peak_memory_mb
 
 __all__ = ["bench_gradients"]
 
 
 def bench_gradients(agents: int, days: int, parameters: int = 4, layers: int = 1, seed: int = 0) -> dict[str, Any]:
-    """Time a plain run, forward mode and (where there is one) reverse mode of W over a whole epidemic.
+    """Time a plain run, forward mode and reverse mode of W over a whole epidemic.
 
     Args:
         agents: how many.
@@ -26,21 +26,19 @@ def bench_gradients(agents: int, days: int, parameters: int = 4, layers: int = 1
         seed: of population and epidemic.
 
     Returns:
-        agents, days, parameters, layers, attack_rate, plain_day_ms, forward_day_ms, reverse_day_ms (None: there is
-        none) and peak_rss_mb, of this process; times are means over all days, the start included.
+        agents, days, parameters, layers, attack_rate, plain_day_ms, forward_day_ms, reverse_day_ms, of one
+        scalar, and peak_rss_mb, of this process; times are means over all days, the start included.
     """
     if days < 2:
         raise InputError(f"`--days` is {days}: a whole number from 2.")
     names = ("household", "workplace")[:layers]
     theta = default_values(parameters)
-    took: dict[str, float | None] = {"plain": None, "forward": None, "reverse": None}
+    took: dict[str, float] = {}
     runs = {"plain": ("none", "forward"), "forward": ("alternates", "forward"), "reverse": ("alternates", "reverse")}
     attack = 0.0
     for people in (5_000, agents):  # the first compiles
         model = workload(people, seed, parameters=parameters, layers=names)
         for name, (estimator, mode) in runs.items():
-            if estimator in REGISTRY and mode not in REGISTRY[estimator].modes:
-                continue
             began = time.perf_counter()
             found = evaluate(
                 model,

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.errors import InputError
-from lpm.kernels import clusters, evolution, offers
+from lpm.kernels import adjoint, clusters, evolution, offers
 from lpm.kernels.clusters import Day, Flips, Frame, Fresh, Slots
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
@@ -89,13 +89,14 @@ class Alternates:
 
     Args:
         parameters: P.
+        taped: whether each step's part in the weights is kept, for reverse mode.
     """
 
     name = "cpu"
 
-    def __init__(self, parameters: int) -> None:
+    def __init__(self, parameters: int, taped: bool = False) -> None:
         self._plain = Fused()
-        self._parameters = parameters
+        self._parameters, self._taped = parameters, taped
         self._clusters: dict[int, _Clusters] = {}
         self._told: dict[int, Slopes] = {}
 
@@ -121,7 +122,7 @@ class Alternates:
         lanes: int,
     ) -> dict[str, Tensor]:
         state = self._plain.start(spec, cumulative, fixed, uniform, lanes)
-        mine = self._clusters[id(spec)] = _Clusters(spec, uniform.agents, lanes, self._parameters)
+        mine = self._clusters[id(spec)] = _Clusters(spec, uniform.agents, lanes, self._parameters, self._taped)
         for lane in range(lanes):
             mine.start(lane, state["stage"].numpy(), cumulative, fixed, self._told[id(spec)], _address(uniform))
         return state
@@ -166,15 +167,25 @@ class Alternates:
 
     def restore(self, spec: Spec, ids: Ids, lanes: int, found: Mapping[str, NDArray[Any]]) -> None:
         """Go on from a checkpoint."""
-        mine = self._clusters[id(spec)] = _Clusters(spec, ids, lanes, self._parameters)
+        mine = self._clusters[id(spec)] = _Clusters(spec, ids, lanes, self._parameters, self._taped)
         mine.restore(found)
+
+    def frame(self, spec: Spec) -> Frame:
+        """What does not change in a run."""
+        return self._clusters[id(spec)].frame
+
+    def take_tapes(self, spec: Spec) -> dict[int, adjoint.Tape]:
+        """What the last step did to the weights, by lane; where nobody could start otherwise, the start did nothing."""
+        mine = self._clusters[id(spec)]
+        taken, mine.tapes = mine.tapes, {}
+        return taken
 
 
 class _Clusters:
     """The alternatives of one contagion in all lanes."""
 
-    def __init__(self, spec: Spec, ids: Ids, lanes: int, parameters: int) -> None:
-        self.spec, self.parameters = spec, parameters
+    def __init__(self, spec: Spec, ids: Ids, lanes: int, parameters: int, taped: bool) -> None:
+        self.spec, self.parameters, self.taped = spec, parameters, taped
         layers = layers_of(spec.networks)
         self.linear = [k for k in range(len(spec.networks)) if k not in layers]
         self.frame = _frame(spec, ids, layers, self.linear)
@@ -187,6 +198,7 @@ class _Clusters:
         self.alternative = [np.empty(0, dtype=np.int8) for _ in range(lanes)]
         self.ends = [np.zeros(self.threads, dtype=np.int64) for _ in range(lanes)]
         self.limits = [np.zeros(self.threads, dtype=np.int64) for _ in range(lanes)]
+        self.tapes: dict[int, adjoint.Tape] = {}
         self.flow = np.zeros((len(spec.edges), spec.class_count, lanes, parameters))
         self.count = np.zeros((len(spec.stages), spec.class_count, lanes, parameters))
         # What one step of one lane needs; only what is written of it is ever backed by memory.
@@ -277,6 +289,7 @@ class _Clusters:
             return share_out([partial(function, *part, *common) for part in parts], self.threads)
 
         lists = (member, alternative)
+        before = self._moving(lane) if self.taped else None
         steps = [
             partial(
                 evolution.evolve,
@@ -298,6 +311,8 @@ class _Clusters:
             for t in range(self.threads)
         ]
         ends[:] = share_out(steps, self.threads)
+        if before is not None:
+            self.tapes[lane] = adjoint.record(stage, after, frame, day, slots, flips, fresh, before, *lists)
         turns = [
             partial(
                 evolution.resolve,
@@ -323,6 +338,15 @@ class _Clusters:
         each(evolution.survey, after, frame, slots, *lists)
         self.flow[:, :, lane] = flow.sum(axis=0)
         self.count[:, :, lane] += count.sum(axis=0)
+
+    def _moving(self, lane: int) -> tuple[NDArray[Any], ...]:
+        """Slots in which somebody may move, and copies of their lists: slot, begin, length, agents and stages."""
+        slots = self.slots[lane]
+        active = np.flatnonzero((slots.held > 0) & (slots.status != 0)).astype(np.int32)
+        held = slots.held[active]
+        begin = (np.cumsum(held) - held).astype(np.int32)
+        listed = np.repeat(slots.first[active] - begin, held) + np.arange(int(held.sum()))
+        return active, begin, held, self.member[lane][listed], self.alternative[lane][listed]
 
     def _make_room(self, lane: int) -> list[NDArray[np.float64]]:
         """Room for all that the offers of this step may add to the lists; returns that for weights that move."""

@@ -26,7 +26,7 @@ from lpm.passes.plain import Plain
 from lpm.passes.steps import Arrays, Rounds, Steps, push, split
 from lpm.rng import Address
 
-__all__ = ["AlternatesForward", "unfit"]
+__all__ = ["AlternatesForward", "Contagions", "Told", "environment", "unfit"]
 
 
 def unfit(model: Model) -> str | None:
@@ -46,13 +46,17 @@ def unfit(model: Model) -> str | None:
     return None
 
 
+Told = tuple[Mapping[int, tuple[Tensor, ...]], Mapping[str, Tensor]]
+"""What a contagion is told: tables of exits by stage and factors by network, as `lpm.kernels.spec.Tables` has them."""
+
+
 class _Probe:
     """An executor that runs nobody and remembers what it was told, for torch to differentiate."""
 
     name = "probe"
 
     def __init__(self) -> None:
-        self.told: list[tuple[Mapping[int, tuple[Tensor, ...]], Mapping[str, Tensor]]] = []
+        self.told: list[Told] = []
 
     def start(
         self,
@@ -79,49 +83,102 @@ class _Probe:
         raise InputError("The estimator alternates can't run a protocol that reads agents' stages.", "Use fd.")
 
 
-class AlternatesForward(Plain):
-    """Values, and derivatives by cluster alternates in the same rounds."""
+class Contagions:
+    """The contagions of a run, their alternatives, and what the rest of the model tells them.
 
-    def __init__(self, loop: Steps, rounds: Rounds) -> None:
-        super().__init__(loop, rounds)
+    Attributes:
+        executor: holds the alternatives.
+        all: the contagions, in the order in which they are told.
+    """
+
+    def __init__(self, loop: Steps) -> None:
         assert isinstance(loop.executor, Alternates)
-        self.executor = loop.executor
-        lanes, count = loop.theta.shape
-        self.directions = torch.eye(count, dtype=torch.float64)[:, None, :].expand(count, lanes, count).contiguous()
-        self.contagions = [protocol for protocol in loop.model.protocols if isinstance(protocol, Contagion)]
         reason = unfit(loop.model)
         if reason is not None:
             raise InputError(f"The estimator alternates can't differentiate this model: {reason}.", "Use gradient=fd.")
-        self.probe = _Probe()
-        self.quiet = Steps(loop.model, loop.theta, loop.seed, self.probe, loop.sizes)
-        self.tangents: Arrays = {}
-        self.recorded: list[Tensor] = []
+        self.executor = loop.executor
+        self.all = [protocol for protocol in loop.model.protocols if isinstance(protocol, Contagion)]
+        self._probe = _Probe()
+        self._quiet = Steps(loop.model, loop.theta, loop.seed, self._probe, loop.sizes)
 
-    def start(self) -> None:
-        slopes, self.tangents = self._push(
-            lambda theta: self.quiet.start(theta), (self.loop.theta,), (self.directions,)
-        )
-        for contagion, slope in zip(self.contagions, slopes, strict=True):
-            self.executor.tell(contagion.spec, slope)
-        super().start()
-        for key in self.carry:
+    def _seen(self, carry: Arrays, theta: Tensor) -> tuple[list[Told], Arrays, Tensor]:
+        # θ itself comes back too: torch differentiates nothing that returns nothing.
+        return self._probe.told, environment(carry), theta
+
+    def told_first(self, theta: Tensor) -> tuple[list[Told], Arrays, Tensor]:
+        """What the contagions are told at the start, and the first environment: functions of θ for torch."""
+        self._probe.told = []
+        return self._seen(self._quiet.start(theta), theta)
+
+    def told(self, t: int, theta: Tensor, env: Arrays, sums: Arrays) -> tuple[list[Told], Arrays, Tensor]:
+        """What the contagions are told in a step, and the environment after it."""
+        self._probe.told = []
+        return self._seen(self._quiet.advance(t, theta, env, sums)[0], theta)
+
+    def emitted(self, carry: Arrays) -> dict[str, NDArray[np.float64]]:
+        """Tangents and reference of each shared sum [cells, lanes, P + 1]."""
+        found = {}
+        for contagion in self.all:
+            stage = carry[f"state:{contagion.name}.stage"].numpy()
+            for k, network in enumerate(contagion.spec.networks):
+                if network.shared:
+                    found[f"{contagion.name}/{network.name}"] = self.executor.sums(contagion.spec, k, stage)
+        return found
+
+    def require_followed(self, carry: Arrays) -> None:
+        """Refuse agents with a state that isn't a contagion's."""
+        for key in carry:
             name = key.removeprefix("state:").partition(".")[0]
-            if key.startswith("state:") and name not in [contagion.name for contagion in self.contagions]:
+            if key.startswith("state:") and name not in [contagion.name for contagion in self.all]:
                 raise InputError(
                     f"The estimator alternates carries no derivative through {name}, whose agents have a state.",
                     "Use gradient=fd.",
                 )
 
-    def _push(self, function: Any, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Slopes], Arrays]:
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """The alternatives, for a checkpoint."""
+        return {
+            f"alternates:{contagion.name}:{name}": array
+            for contagion in self.all
+            for name, array in self.executor.snapshot(contagion.spec).items()
+        }
+
+    def restore(self, loop: Steps, found: Mapping[str, Any]) -> None:
+        """The inverse of `snapshot`."""
+        for contagion in self.all:
+            prefix = f"alternates:{contagion.name}:"
+            kept = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+            self.executor.restore(contagion.spec, loop.model.population.numbering, loop.lanes, kept)
+
+
+def environment(carry: Arrays) -> Arrays:
+    """The floating arrays of the environment."""
+    return {key: value for key, value in split(carry)[0].items() if key.startswith("env:")}
+
+
+class AlternatesForward(Plain):
+    """Values, and derivatives by cluster alternates in the same rounds."""
+
+    def __init__(self, loop: Steps, rounds: Rounds) -> None:
+        super().__init__(loop, rounds)
+        self.contagions = Contagions(loop)
+        self.executor = self.contagions.executor
+        lanes, count = loop.theta.shape
+        self.directions = torch.eye(count, dtype=torch.float64)[:, None, :].expand(count, lanes, count).contiguous()
+        self.tangents: Arrays = {}
+        self.recorded: list[Tensor] = []
+
+    def start(self) -> None:
+        slopes, self.tangents = self._push(self.contagions.told_first, (self.loop.theta,), (self.directions,))
+        for contagion, slope in zip(self.contagions.all, slopes, strict=True):
+            self.executor.tell(contagion.spec, slope)
+        super().start()
+        self.contagions.require_followed(self.carry)
+
+    @staticmethod
+    def _push(function: Any, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Slopes], Arrays]:
         """Derivatives of what the contagions are told, and of the environment."""
-
-        def told(theta: Tensor, *others: Any) -> tuple[Any, Arrays, Tensor]:
-            self.probe.told = []
-            carry = function(theta, *others)
-            # θ itself comes back too: torch differentiates nothing that returns nothing.
-            return self.probe.told, split({k: v for k, v in carry.items() if k.startswith("env:")})[0], theta
-
-        moved, env, _ = push(told, primals, tangents)
+        moved, env, _ = push(function, primals, tangents)
         slopes = [
             Slopes(
                 {s: tuple(_last(table) for table in tables) for s, tables in cumulative.items()},
@@ -132,31 +189,20 @@ class AlternatesForward(Plain):
         ]
         return slopes, env
 
-    def _emitted(self) -> dict[str, NDArray[np.float64]]:
-        """Tangents and reference of each shared sum [cells, lanes, P + 1]."""
-        found = {}
-        for contagion in self.contagions:
-            stage = self.carry[f"state:{contagion.name}.stage"].numpy()
-            for k, network in enumerate(contagion.spec.networks):
-                if network.shared:
-                    found[f"{contagion.name}/{network.name}"] = self.executor.sums(contagion.spec, k, stage)
-        return found
-
     def step(self, t: int) -> Arrays:
         theta, count = self.loop.theta, len(self.directions)
         summed = self.loop.emit(t, theta, self.carry)
-        emitted = self._emitted()
+        emitted = self.contagions.emitted(self.carry)
         named = {f"{key}~{k}": value[..., k] for key, value in emitted.items() for k in range(count + 1)}
         sums, opened = self.open(t, summed, named)
         moved = {key: np.stack([opened[f"{key}~{k}"] for k in range(count + 1)], axis=-1) for key in sums}
         pushed = {key: torch.from_numpy(np.moveaxis(value[..., :-1], -1, 0).copy()) for key, value in moved.items()}
-        floats = {key: value for key, value in split(self.carry)[0].items() if key.startswith("env:")}
-
-        def values(theta: Tensor, floats: Arrays, sums: Arrays) -> Arrays:
-            return self.quiet.advance(t, theta, floats, sums)[0]
-
-        slopes, self.tangents = self._push(values, (theta, floats, sums), (self.directions, self.tangents, pushed))
-        for contagion, slope in zip(self.contagions, slopes, strict=True):
+        slopes, self.tangents = self._push(
+            lambda theta, env, sums: self.contagions.told(t, theta, env, sums),
+            (theta, environment(self.carry), sums),
+            (self.directions, self.tangents, pushed),
+        )
+        for contagion, slope in zip(self.contagions.all, slopes, strict=True):
             mine = {n.name: moved[f"{contagion.name}/{n.name}"] for n in contagion.spec.networks if n.shared}
             self.executor.tell(contagion.spec, Slopes(slope.cumulative, slope.factors, mine))
         self.carry, records = self.loop.advance(t, theta, self.carry, sums)
@@ -168,27 +214,25 @@ class AlternatesForward(Plain):
         """Derivatives of the step's outputs [outputs, lanes, P]: outputs are linear in the records."""
         lanes, count = self.loop.theta.shape
         records = {}
-        for contagion in self.contagions:
+        for contagion in self.contagions.all:
             flow, people = self.executor.records(contagion.spec)
             records[f"{contagion.name}.flow"] = torch.from_numpy(flow.reshape(*flow.shape[:2], lanes * count))
             records[f"{contagion.name}.count"] = torch.from_numpy(people.reshape(*people.shape[:2], lanes * count))
         return self.loop.model.values(records).reshape(-1, lanes, count).clone()
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        found = super().snapshot() | {f"tangent:{key}": value.numpy() for key, value in self.tangents.items()}
-        for contagion in self.contagions:
-            kept = self.executor.snapshot(contagion.spec)
-            found |= {f"alternates:{contagion.name}:{name}": array for name, array in kept.items()}
-        return found | {"recorded": torch.stack(self.recorded).numpy()}
+        return (
+            super().snapshot()
+            | {f"tangent:{key}": value.numpy() for key, value in self.tangents.items()}
+            | self.contagions.snapshot()
+            | {"recorded": torch.stack(self.recorded).numpy()}
+        )
 
     def restore(self, found: Mapping[str, Any]) -> None:
         super().restore(found)
         self.tangents = {key[8:]: torch.from_numpy(v.copy()) for key, v in found.items() if key.startswith("tangent:")}
         self.recorded = list(torch.from_numpy(found["recorded"].copy()))
-        for contagion in self.contagions:
-            prefix = f"alternates:{contagion.name}:"
-            kept = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-            self.executor.restore(contagion.spec, self.loop.model.population.numbering, self.loop.lanes, kept)
+        self.contagions.restore(self.loop, found)
 
     def finish(self, words: NDArray[np.int64], cotangent: object) -> dict[str, Any]:
         return {"tangents": torch.stack(self.recorded).numpy()}
