@@ -32,8 +32,9 @@ from torch import Tensor
 
 from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
-from lpm.kernels.clusters import Day, Flips, Frame, Fresh, Slots
+from lpm.kernels.clusters import Day, Frame, Slots
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
+from lpm.kernels.frames import make_flips, make_frame, make_fresh, make_ranges, make_share, make_slots
 from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
 from lpm.networks import Edges, Groups, Network
 from lpm.relax import thresholds
@@ -188,11 +189,11 @@ class _Clusters:
         self.spec, self.parameters, self.taped = spec, parameters, taped
         layers = layers_of(spec.networks)
         self.linear = [k for k in range(len(spec.networks)) if k not in layers]
-        self.frame = _frame(spec, ids, layers, self.linear)
+        self.frame = make_frame(spec, ids, layers, self.linear)
         agents, slots = spec.agents, int(self.frame.first_slot[-1])
         self.threads = workers(agents)
-        self.low, self.high = _ranges(self.frame, self.threads)
-        self.slots = [_slots(slots, parameters, self.frame.network.size) for _ in range(lanes)]
+        self.low, self.high = make_ranges(self.frame, self.threads)
+        self.slots = [make_slots(slots, parameters, self.frame.network.size) for _ in range(lanes)]
         # Lists of who differs; each thread's slots have a stretch of their own, used so far up to `ends`.
         self.member = [np.empty(0, dtype=np.int32) for _ in range(lanes)]
         self.alternative = [np.empty(0, dtype=np.int8) for _ in range(lanes)]
@@ -206,8 +207,8 @@ class _Clusters:
         self.words = np.empty(agents, dtype=np.uint32)
         self.pressure, self.share = np.zeros(cells), np.zeros(cells)
         self.code = np.zeros(cells, dtype=np.uint8)
-        self.flips = _flips(agents, self.threads)
-        self.fresh = _fresh(agents * int(self.frame.width.sum()), self.threads)
+        self.flips = make_flips(agents, self.threads)
+        self.fresh = make_fresh(agents * int(self.frame.width.sum()), self.threads)
         strength = float(np.outer(self.frame.infection_scale, spec.susceptibility).max(initial=0.0))
         self.unit = 2.0 / 254.0 / (strength or 1.0)
         self.shared_out = [False for _ in spec.networks]
@@ -289,50 +290,20 @@ class _Clusters:
             return share_out([partial(function, *part, *common) for part in parts], self.threads)
 
         lists = (member, alternative)
+
+        def in_turn(function: Callable[..., Any], *first: Any) -> None:
+            """Each thread's slots add to their own stretch of the lists."""
+            common = (*first, frame, day, slots, flips, fresh, *lists)
+            jobs = [
+                partial(function, *parts[t], *common, ends[t], imports[t], flow, count) for t in range(self.threads)
+            ]
+            ends[:] = share_out(jobs, self.threads)
+
         before = self._moving(lane) if self.taped else None
-        steps = [
-            partial(
-                evolution.evolve,
-                *parts[t],
-                stage,
-                after,
-                self.words,
-                frame,
-                day,
-                slots,
-                flips,
-                fresh,
-                *lists,
-                ends[t],
-                imports[t],
-                flow,
-                count,
-            )
-            for t in range(self.threads)
-        ]
-        ends[:] = share_out(steps, self.threads)
+        in_turn(evolution.evolve, stage, after, self.words)
         if before is not None:
             self.tapes[lane] = adjoint.record(stage, after, frame, day, slots, flips, fresh, before, *lists)
-        turns = [
-            partial(
-                evolution.resolve,
-                *parts[t],
-                stage,
-                after,
-                frame,
-                day,
-                slots,
-                flips,
-                fresh,
-                *lists,
-                ends[t],
-                imports[t],
-                flow,
-                count,
-            )
-            for t in range(self.threads)
-        ]
-        ends[:] = share_out(turns, self.threads)
+        in_turn(evolution.resolve, stage, after)
         if slots.link.shape[1]:
             each(evolution.link, slots, flips, fresh)
         each(evolution.survey, after, frame, slots, *lists)
@@ -467,7 +438,7 @@ class _Clusters:
             factor[k] = tables.factors[network.name].expand(len(self.slots))[lane]
             factor_dot[k] = np.broadcast_to(slopes.factors[network.name], (len(self.slots), self.parameters))[lane]
             if not self.shared_out[k]:
-                self.share[here] = _share(network, size)
+                self.share[here] = make_share(network, size)
                 self.shared_out[k] = True
             if k in self.linear:
                 jobs.append(partial(encode, k, network, size, here))
@@ -587,154 +558,3 @@ def _address(uniform: Address) -> NDArray[np.uint64]:
     """Step + 1, protocol, and the two words of the seed."""
     seed = uniform.seed
     return np.array([uniform.step + 1, uniform.protocol, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], dtype=np.uint64)
-
-
-def _share(network: Network, size: Tensor | None) -> NDArray[np.float64]:
-    """Pressure that one unit of infectivity of a member makes in their own cell [cells]."""
-    if isinstance(network, Edges):
-        return np.zeros(network.cells)
-    own = np.ones(network.cells) if size is None else 1.0 / np.maximum(size.numpy(), 1.0)
-    if network.mixing is not None:
-        own = own * np.diagonal(np.asarray(network.mixing, dtype=np.float64))
-    if isinstance(network, Groups) and network.outsiders:
-        own[0] = 0.0
-    return own
-
-
-def _ranges(frame: Frame, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First slots and ends of each thread's part of each layer [threads, layers]; whole runs."""
-    runs = -(-np.diff(frame.first_slot) // frame.run)
-    cuts = np.arange(threads + 1)[:, None] * runs // threads
-    edges = np.minimum(frame.first_slot[:-1] + cuts * frame.run, frame.first_slot[1:])
-    return np.ascontiguousarray(edges[:-1]), np.ascontiguousarray(edges[1:])
-
-
-def _flips(room: int, threads: int) -> Flips:
-    return Flips(
-        np.empty(room, dtype=np.int32),
-        np.empty(room, dtype=np.int8),
-        np.empty(room, dtype=np.int8),
-        np.empty(room),
-        np.empty(room),
-        np.zeros((threads, 2), dtype=np.int64),
-    )
-
-
-def _fresh(room: int, threads: int) -> Fresh:
-    return Fresh(
-        np.empty(room, dtype=np.int32),
-        np.empty(room, dtype=np.int32),
-        np.empty(room, dtype=np.int8),
-        np.empty(room, dtype=np.int32),
-        np.zeros((threads, 2), dtype=np.int64),
-    )
-
-
-def _slots(slots: int, parameters: int, layers: int) -> Slots:
-    others = layers if layers > 1 else 0
-    return Slots(
-        weight=np.zeros((slots, parameters + 1)),
-        excess=np.zeros(slots),
-        status=np.zeros(slots, dtype=np.uint8),
-        first=np.full(slots, -1, dtype=np.int32),
-        held=np.zeros(slots, dtype=np.int32),
-        seed=np.full(slots, -1, dtype=np.int32),
-        imported=np.zeros(slots, dtype=np.int8),
-        generation=np.zeros(slots, dtype=np.int32),
-        source=np.full((slots, others), -1, dtype=np.int32),
-        link=np.full((slots, others), -1, dtype=np.int32),
-        total=np.zeros(slots),
-        best=np.full(slots, np.inf),
-        winner=np.full(slots, clusters.NOBODY, dtype=np.int32),
-        head=np.full(slots, -1, dtype=np.int32),
-    )
-
-
-def _frame(spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int]) -> Frame:
-    agents, networks, stages = spec.agents, spec.networks, len(spec.stages)
-    first_cell = np.cumsum([0, *(network.cells for network in networks)])
-    cells = np.empty((agents, len(networks)), dtype=np.int32)
-    for k, network in enumerate(networks):
-        cells[:, k] = network.cell_of + first_cell[k]
-    layer = np.full(len(networks), -1, dtype=np.int64)
-    layer[list(layers)] = np.arange(len(layers))
-    first_linear = np.zeros(len(networks), dtype=np.int64)
-    first_linear[list(linear)] = np.cumsum([0, *(networks[k].cells for k in linear)])[:-1]
-
-    # Agents of a group take its slots in turn, in the order of their ids.
-    order = np.argsort(ids.listed, kind="stable") if ids.listed.size else np.arange(agents)
-    width = [1 if networks[k].members.mean() < 6 else 3 for k in layers] if layers else [1]
-    slot = np.full((agents, max(len(layers), 1)), -1, dtype=np.int32)
-    first_slot, alone_from = [0], []
-    for place, k in enumerate(layers):
-        network = networks[k]
-        assert isinstance(network, Groups)
-        cell = network.cell_of[order]
-        rank = np.empty(agents, dtype=np.int64)
-        rank[np.argsort(cell, kind="stable")] = (
-            np.concatenate([np.arange(count) for count in network.members]) if agents else 0
-        )
-        slot[order, place] = first_slot[-1] + cell * width[place] + rank % width[place]
-        total = network.cells * width[place]
-        alone_from.append(first_slot[-1] + total)
-        if network.outsiders:
-            alone = network.cell_of == 0
-            slot[alone, place] = first_slot[-1] + total + np.arange(int(alone.sum())) if place == 0 else -1
-            total += int(alone.sum()) if place == 0 else 0
-        first_slot.append(first_slot[-1] + total)
-    if not layers:
-        slot[:, 0] = np.arange(agents)
-        first_slot.append(agents)
-        alone_from.append(0)
-
-    edge_of = np.full((stages, stages), -1, dtype=np.int64)
-    for e, (source, to) in enumerate(spec.edges):
-        edge_of[source, to] = e
-    infection_edge, infection_scale = np.full(stages, -1, dtype=np.int64), np.zeros(stages)
-    for s, (edge, relative) in spec.infection.items():
-        infection_edge[s], infection_scale[s] = edge, relative
-    branches = max([len(edges) for edges in spec.exits.values()], default=1)
-    exit_edge = np.full((stages, branches), -1, dtype=np.int64)
-    advance = np.zeros((stages, branches), dtype=np.int64)
-    ahead = _infectiousness_ahead(spec)
-    for s, edges in spec.exits.items():
-        exit_edge[s, : len(edges)] = edges
-        advance[s, : len(edges)] = [ahead[spec.edges[e][1]] >= ahead[s] for e in edges]
-    loud = np.any(spec.infectivity != 0.0, axis=0).astype(np.int8)
-    busy = loud.copy()
-    busy[[*spec.infection, *spec.exits]] = 1
-    return Frame(
-        cells=cells,
-        slot=slot,
-        classes=spec.class_of,
-        first_id=np.uint64(ids.first),
-        ids=ids.listed,
-        network=np.array(layers or [-1], dtype=np.int64),
-        layer=layer,
-        first_cell=first_cell[:-1].astype(np.int64),
-        first_slot=np.array(first_slot, dtype=np.int64),
-        alone=np.array(alone_from, dtype=np.int64),
-        run=np.maximum(-(-np.diff(first_slot) // clusters.RUNS), clusters.SHORTEST),
-        first_linear=first_linear,
-        width=np.array(width, dtype=np.int64),
-        infectivity=np.ascontiguousarray(spec.infectivity),
-        infection_edge=infection_edge,
-        infection_scale=infection_scale,
-        exit_edge=exit_edge,
-        busy=busy,
-        loud=loud,
-        advance=advance,
-        edge_of=edge_of,
-        target=np.array([to for _, to in spec.edges], dtype=np.int64),
-        susceptibility=spec.susceptibility,
-    )
-
-
-def _infectiousness_ahead(spec: Spec) -> NDArray[np.float64]:
-    """What is surely still to come, each stage counted as one day: who leaves for less loses infectiousness."""
-    own: NDArray[np.float64] = spec.infectivity.max(axis=0, initial=0.0)
-    ahead = own.copy()
-    for _ in spec.stages:
-        for s, edges in spec.exits.items():
-            ahead[s] = own[s] + min(ahead[spec.edges[e][1]] for e in edges)
-    return ahead

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.errors import InputError
-from lpm.kernels.spec import Spec, Summed, Tables, hazards
+from lpm.kernels.spec import Spec, Summed, Tables, exit_limits, hazards
 from lpm.networks import Edges, Groups
 from lpm.philox import draw
 from lpm.relax import RECIPROCALS, thresholds
@@ -394,22 +394,14 @@ class _Plan:
         words = np.ascontiguousarray(spec.infectivity_words)
         # Stages with the same infectivity in every network are one kind: a move between them changes no sum.
         kinds = np.unique(words, axis=1, return_inverse=True)[1].reshape(-1) if len(spec.networks) else np.zeros(count)
-        infection_edge, infection_scale = np.full(count, -1, dtype=np.int64), np.zeros(count)
-        for s, (edge, relative) in spec.infection.items():
-            infection_edge[s], infection_scale[s] = edge, relative
-        width = max([len(edges) for edges in spec.exits.values()], default=1)
-        exit_edge = np.full((count, width), -1, dtype=np.int64)
-        for s, edges in spec.exits.items():
-            exit_edge[s, : len(edges)] = edges
         return _Plan(
             spec,
             _padded(cells, nobody),
             np.array(closed, dtype=np.bool_),
             words,
             kinds.astype(np.int64),
-            infection_edge,
-            infection_scale,
-            exit_edge,
+            *spec.infections,
+            spec.exit_edges,
             np.array([to for _, to in spec.edges], dtype=np.int8),
         )
 
@@ -520,10 +512,7 @@ class Fused:
 
         # A word at or above base + reach · (sum of bytes) says that nothing happens.
         rows = len(spec.stages) * spec.class_count
-        exit_threshold = np.zeros((*plan.exit_edge.shape, spec.class_count, lanes), dtype=np.int64)
-        for s, edges in spec.exits.items():
-            for b, cumulative in zip(range(len(edges)), tables.cumulative[s], strict=True):
-                exit_threshold[s, b] = thresholds(cumulative.expand(spec.class_count, lanes)).numpy()
+        exit_threshold = exit_limits(spec, tables, lanes)
         base = np.ascontiguousarray(exit_threshold.max(axis=1).astype(np.float64).reshape(rows, lanes).T)
         reach = (plan.infection_scale[:, None] * spec.susceptibility).reshape(rows)
         reach = np.ascontiguousarray(held.scale[:, None] * reach * MARGIN)

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.kernels.device import Device
-from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
+from lpm.kernels.spec import Spec, Summed, Tables, decode, exit_limits, hazards
 from lpm.networks import Edges, Groups
-from lpm.relax import RECIPROCALS, thresholds
+from lpm.relax import RECIPROCALS
 from lpm.rng import Address
 
 __all__ = ["Compiled"]
@@ -231,13 +231,6 @@ class _Plan:
         cells = torch.empty((number, spec.agents), dtype=torch.int32, device=device)
         for n, network in enumerate(spec.networks):
             cells[n] = torch.from_numpy(network.cell_of).to(device)
-        infection_edge, infection_scale = np.full(count, -1, dtype=np.int32), np.zeros(count)
-        for s, (edge, relative) in spec.infection.items():
-            infection_edge[s], infection_scale[s] = edge, relative
-        width = max([len(edges) for edges in spec.exits.values()], default=1)
-        exit_edge = np.full((count, width), -1, dtype=np.int32)
-        for s, edges in spec.exits.items():
-            exit_edge[s, : len(edges)] = edges
         words = spec.infectivity_words.reshape(number, count)
         along = np.array([isinstance(network, Edges) for network in spec.networks], dtype=np.bool_)
         # Few cells, and the tables of mixing are on the host.
@@ -258,10 +251,10 @@ class _Plan:
             placed(spec.class_of),
             placed(words),
             placed(np.where(along[:, None], 0, words)),
-            placed(infection_edge),
-            placed(infection_scale),
-            placed(exit_edge),
-            width,
+            placed(spec.infections[0].astype(np.int32)),
+            placed(spec.infections[1]),
+            placed(spec.exit_edges.astype(np.int32)),
+            spec.exit_edges.shape[1],
             placed(np.array([to for _, to in spec.edges], dtype=np.int32)),
             placed(spec.susceptibility),
         )
@@ -452,10 +445,7 @@ class Compiled:
 
     def _today(self, spec: Spec, plan: _Plan, tables: Tables, lanes: int) -> tuple[Tensor, Tensor]:
         """The day's numbers, sent in one piece: address and thresholds as words; factors [networks, lanes]."""
-        limits = np.zeros((len(spec.stages), plan.width, spec.class_count, lanes), dtype=np.int64)
-        for s, edges in spec.exits.items():
-            for b, cumulative in zip(range(len(edges)), tables.cumulative[s], strict=True):
-                limits[s, b] = thresholds(cumulative.expand(spec.class_count, lanes)).numpy()
+        limits = exit_limits(spec, tables, lanes)
         factors = np.empty((len(spec.networks), lanes))
         for n, network in enumerate(spec.networks):
             factors[n] = tables.factors[network.name].expand(lanes).numpy()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.errors import InputError
-from lpm.kernels.spec import Executor, Spec, Summed, Tables, decode, hazards
+from lpm.kernels.spec import Executor, Spec, Summed, Tables, decode, exit_limits, hazards
 from lpm.networks import Edges, Groups, Network
 from lpm.ranks import place
 from lpm.relax import one_minus_exp, thresholds
@@ -260,18 +260,8 @@ class Device:
         def table(values: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(values).to(self.device)
 
-        infection_edge, infection_scale = np.full(count, -1, dtype=np.int64), np.zeros(count)
-        for s, (number, relative) in spec.infection.items():
-            infection_edge[s], infection_scale[s] = number, relative
-        width = max([len(edges) for edges in spec.exits.values()], default=1)
-        exit_edge = np.full((count, width), -1, dtype=np.int64)
-        exit_threshold = torch.zeros((count, width, classes, lanes), dtype=torch.int64)
-        for s, edges in spec.exits.items():
-            for b, (number, cumulative) in enumerate(zip(edges, tables.cumulative[s], strict=True)):
-                exit_edge[s, b] = number
-                exit_threshold[s, b] = thresholds(cumulative.expand(classes, lanes))
-        of_infection, of_scale, of_exit = table(infection_edge), table(infection_scale), table(exit_edge)
-        limits = exit_threshold.to(self.device)
+        of_infection, of_scale = map(table, spec.infections)
+        of_exit, limits = table(spec.exit_edges), table(exit_limits(spec, tables, lanes))
         susceptibility = table(spec.susceptibility)
         target = table(np.array([to for _, to in spec.edges], dtype=np.int64))
         lane = torch.arange(lanes, device=self.device)[None, :]
@@ -291,7 +281,7 @@ class Device:
             hazard = hazard * susceptibility[group]
             caught = word < thresholds(one_minus_exp(hazard * of_scale[now]))
             edge = torch.where(caught, of_infection[now], -1)
-            for b in reversed(range(width)):
+            for b in reversed(range(of_exit.shape[1])):
                 leaving = of_exit[now, b]
                 leaves = (leaving >= 0) & (word < limits[now, b, group, lane])
                 edge = torch.where(leaves, leaving, edge)

@@ -244,48 +244,37 @@ def step(
                             fresh_stage[new] = s if yes else to
                             new += 1
             else:
+                to, way = np.int64(-1), 0
                 for b in range(branches):
                     if exit_edge[s, b] < 0:
                         break
                     if drawn < exits[s, b, c]:
                         edge = exit_edge[s, b]
                         if window[s, b, c] < 0:
-                            flip = _flip_exit(
-                                exit_weight,
-                                flip_agent,
-                                flip_stage,
-                                flip_branch,
-                                flip_size,
-                                flip_factor,
-                                flip,
-                                i,
-                                s,
-                                s,
-                                b,
-                                c,
-                            )
+                            to, way = np.int64(s), b
                         break
                 if edge < 0:
                     for b in range(branches):
                         if exit_edge[s, b] < 0:
                             break
                         if drawn < window[s, b, c]:
-                            to = target[exit_edge[s, b]]
-                            flip = _flip_exit(
-                                exit_weight,
-                                flip_agent,
-                                flip_stage,
-                                flip_branch,
-                                flip_size,
-                                flip_factor,
-                                flip,
-                                i,
-                                s,
-                                to,
-                                b,
-                                c,
-                            )
+                            to, way = target[exit_edge[s, b]], b
                             break
+                if to >= 0:
+                    flip = _flip_exit(
+                        exit_weight,
+                        flip_agent,
+                        flip_stage,
+                        flip_branch,
+                        flip_size,
+                        flip_factor,
+                        flip,
+                        i,
+                        s,
+                        to,
+                        way,
+                        c,
+                    )
             if edge >= 0:
                 after[i] = target[edge]
                 flows[edge, c] += 1

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from lpm import ring
 from lpm.networks import Groups, Network
-from lpm.relax import attach
+from lpm.relax import attach, thresholds
 from lpm.rng import Address
 
-__all__ = ["Executor", "Spec", "Summed", "Tables", "hazards"]
+__all__ = ["Executor", "Spec", "Summed", "Tables", "decode", "exit_limits", "hazards"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,23 @@ class Spec:
         """Class of each agent, written out [agents]."""
         return self.class_of.astype(np.int64) if self.class_of.size else np.zeros(self.agents, dtype=np.int64)
 
+    @cached_property
+    def infections(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """`infection` as tables: the edge by which each sub-stage is infected, −1 if by none, and how easily [S]."""
+        edge, relative = np.full(len(self.stages), -1, dtype=np.int64), np.zeros(len(self.stages))
+        for stage, found in self.infection.items():
+            edge[stage], relative[stage] = found
+        return edge, relative
+
+    @cached_property
+    def exit_edges(self) -> NDArray[np.int64]:
+        """`exits` as a table: the progression edges of each sub-stage in order, then −1 [S, most of one stage]."""
+        most = max([len(edges) for edges in self.exits.values()], default=1)
+        table = np.full((len(self.stages), most), -1, dtype=np.int64)
+        for stage, edges in self.exits.items():
+            table[stage, : len(edges)] = edges
+        return table
+
     @property
     def infectivity_words(self) -> NDArray[np.int64]:
         """Infectivity as fixed-point words [networks, S]."""
@@ -81,6 +98,15 @@ class Tables:
     sizes: Mapping[str, Tensor | None]
     uniform: Address
     relative: Tensor | None = None
+
+
+def exit_limits(spec: Spec, tables: Tables, lanes: int) -> NDArray[np.int64]:
+    """Thresholds of a step's exits, in the places of `Spec.exit_edges` [S, most of one stage, C, lanes]."""
+    limits = np.zeros((*spec.exit_edges.shape, spec.class_count, lanes), dtype=np.int64)
+    for stage, edges in spec.exits.items():
+        for place, cumulative in zip(range(len(edges)), tables.cumulative[stage], strict=True):
+            limits[stage, place] = thresholds(cumulative.expand(spec.class_count, lanes)).numpy()
+    return limits
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""The arrays that cluster alternates work on: the frame of a run, its slots, and room for what a step finds.
+
+They are made once, in numpy; the loops over them are in `clusters`, `offers`, `evolution` and `adjoint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lpm.kernels import clusters
+from lpm.kernels.clusters import Flips, Frame, Fresh, Slots
+from lpm.kernels.spec import Spec
+from lpm.networks import Edges, Groups, Network
+from lpm.rng import Ids
+
+__all__ = ["make_flips", "make_frame", "make_fresh", "make_ranges", "make_share", "make_slots"]
+
+
+def make_share(network: Network, size: Tensor | None) -> NDArray[np.float64]:
+    """Pressure that one unit of infectivity of a member makes in their own cell [cells]."""
+    if isinstance(network, Edges):
+        return np.zeros(network.cells)
+    own = np.ones(network.cells) if size is None else 1.0 / np.maximum(size.numpy(), 1.0)
+    if network.mixing is not None:
+        own = own * np.diagonal(np.asarray(network.mixing, dtype=np.float64))
+    if isinstance(network, Groups) and network.outsiders:
+        own[0] = 0.0
+    return own
+
+
+def make_ranges(frame: Frame, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First slots and ends of each thread's part of each layer [threads, layers]; whole runs."""
+    runs = -(-np.diff(frame.first_slot) // frame.run)
+    cuts = np.arange(threads + 1)[:, None] * runs // threads
+    edges = np.minimum(frame.first_slot[:-1] + cuts * frame.run, frame.first_slot[1:])
+    return np.ascontiguousarray(edges[:-1]), np.ascontiguousarray(edges[1:])
+
+
+def make_flips(room: int, threads: int) -> Flips:
+    """Room for the flips of a step, shared out among threads."""
+    return Flips(
+        np.empty(room, dtype=np.int32),
+        np.empty(room, dtype=np.int8),
+        np.empty(room, dtype=np.int8),
+        np.empty(room),
+        np.empty(room),
+        np.zeros((threads, 2), dtype=np.int64),
+    )
+
+
+def make_fresh(room: int, threads: int) -> Fresh:
+    """Room for those who come to differ in a step, shared out among threads."""
+    return Fresh(
+        np.empty(room, dtype=np.int32),
+        np.empty(room, dtype=np.int32),
+        np.empty(room, dtype=np.int8),
+        np.empty(room, dtype=np.int32),
+        np.zeros((threads, 2), dtype=np.int64),
+    )
+
+
+def make_slots(slots: int, parameters: int, layers: int) -> Slots:
+    """Slots without alternatives."""
+    others = layers if layers > 1 else 0
+    return Slots(
+        weight=np.zeros((slots, parameters + 1)),
+        excess=np.zeros(slots),
+        status=np.zeros(slots, dtype=np.uint8),
+        first=np.full(slots, -1, dtype=np.int32),
+        held=np.zeros(slots, dtype=np.int32),
+        seed=np.full(slots, -1, dtype=np.int32),
+        imported=np.zeros(slots, dtype=np.int8),
+        generation=np.zeros(slots, dtype=np.int32),
+        source=np.full((slots, others), -1, dtype=np.int32),
+        link=np.full((slots, others), -1, dtype=np.int32),
+        total=np.zeros(slots),
+        best=np.full(slots, np.inf),
+        winner=np.full(slots, clusters.NOBODY, dtype=np.int32),
+        head=np.full(slots, -1, dtype=np.int32),
+    )
+
+
+def make_frame(spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int]) -> Frame:
+    """What does not change in a run: who is in which slot, and what each stage can do."""
+    agents, networks, stages = spec.agents, spec.networks, len(spec.stages)
+    first_cell = np.cumsum([0, *(network.cells for network in networks)])
+    cells = np.empty((agents, len(networks)), dtype=np.int32)
+    for k, network in enumerate(networks):
+        cells[:, k] = network.cell_of + first_cell[k]
+    layer = np.full(len(networks), -1, dtype=np.int64)
+    layer[list(layers)] = np.arange(len(layers))
+    first_linear = np.zeros(len(networks), dtype=np.int64)
+    first_linear[list(linear)] = np.cumsum([0, *(networks[k].cells for k in linear)])[:-1]
+
+    # Agents of a group take its slots in turn, in the order of their ids.
+    order = np.argsort(ids.listed, kind="stable") if ids.listed.size else np.arange(agents)
+    width = [1 if networks[k].members.mean() < 6 else 3 for k in layers] if layers else [1]
+    slot = np.full((agents, max(len(layers), 1)), -1, dtype=np.int32)
+    first_slot, alone_from = [0], []
+    for place, k in enumerate(layers):
+        network = networks[k]
+        assert isinstance(network, Groups)
+        cell = network.cell_of[order]
+        rank = np.empty(agents, dtype=np.int64)
+        rank[np.argsort(cell, kind="stable")] = (
+            np.concatenate([np.arange(count) for count in network.members]) if agents else 0
+        )
+        slot[order, place] = first_slot[-1] + cell * width[place] + rank % width[place]
+        total = network.cells * width[place]
+        alone_from.append(first_slot[-1] + total)
+        if network.outsiders:
+            alone = network.cell_of == 0
+            slot[alone, place] = first_slot[-1] + total + np.arange(int(alone.sum())) if place == 0 else -1
+            total += int(alone.sum()) if place == 0 else 0
+        first_slot.append(first_slot[-1] + total)
+    if not layers:
+        slot[:, 0] = np.arange(agents)
+        first_slot.append(agents)
+        alone_from.append(0)
+
+    edge_of = np.full((stages, stages), -1, dtype=np.int64)
+    for e, (source, to) in enumerate(spec.edges):
+        edge_of[source, to] = e
+    infection_edge, infection_scale = spec.infections
+    advance = np.zeros_like(spec.exit_edges)
+    ahead = _infectiousness_ahead(spec)
+    for s, edges in spec.exits.items():
+        advance[s, : len(edges)] = [ahead[spec.edges[e][1]] >= ahead[s] for e in edges]
+    loud = np.any(spec.infectivity != 0.0, axis=0).astype(np.int8)
+    busy = loud.copy()
+    busy[[*spec.infection, *spec.exits]] = 1
+    return Frame(
+        cells=cells,
+        slot=slot,
+        classes=spec.class_of,
+        first_id=np.uint64(ids.first),
+        ids=ids.listed,
+        network=np.array(layers or [-1], dtype=np.int64),
+        layer=layer,
+        first_cell=first_cell[:-1].astype(np.int64),
+        first_slot=np.array(first_slot, dtype=np.int64),
+        alone=np.array(alone_from, dtype=np.int64),
+        run=np.maximum(-(-np.diff(first_slot) // clusters.RUNS), clusters.SHORTEST),
+        first_linear=first_linear,
+        width=np.array(width, dtype=np.int64),
+        infectivity=np.ascontiguousarray(spec.infectivity),
+        infection_edge=infection_edge,
+        infection_scale=infection_scale,
+        exit_edge=spec.exit_edges,
+        busy=busy,
+        loud=loud,
+        advance=advance,
+        edge_of=edge_of,
+        target=np.array([to for _, to in spec.edges], dtype=np.int64),
+        susceptibility=spec.susceptibility,
+    )
+
+
+def _infectiousness_ahead(spec: Spec) -> NDArray[np.float64]:
+    """What is surely still to come, each stage counted as one day: who leaves for less loses infectiousness."""
+    own: NDArray[np.float64] = spec.infectivity.max(axis=0, initial=0.0)
+    ahead = own.copy()
+    for _ in spec.stages:
+        for s, edges in spec.exits.items():
+            ahead[s] = own[s] + min(ahead[spec.edges[e][1]] for e in edges)
+    return ahead
