@@ -26,7 +26,7 @@ from lpm.kernels.spec import hazards
 from lpm.networks import Edges, Network
 from lpm.passes.alternates import Contagions, Told, environment
 from lpm.passes.plain import Plain
-from lpm.passes.steps import Arrays, Rounds, Steps
+from lpm.passes.steps import Arrays, Kept, Rounds, Steps, pack_kept, unpack_kept
 
 __all__ = ["AlternatesReverse"]
 
@@ -41,7 +41,7 @@ class AlternatesReverse(Plain):
         self.contagions = Contagions(loop)
         self.executor = self.contagions.executor
         # What each step began with, and what the start and each step did to the weights, by contagion and lane.
-        self.kept: list[tuple[Arrays, Arrays]] = []
+        self.kept: Kept = []
         self.tapes: list[dict[str, dict[int, Tape]]] = []
 
     def _tell(self, told: list[Told], reference: Mapping[str, Floats]) -> None:
@@ -122,12 +122,6 @@ class AlternatesReverse(Plain):
         return {"gradient": (total + by_theta).numpy()}
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        kept = {
-            f"kept:{t}:{part}:{key}": value.numpy()
-            for t, both in enumerate(self.kept)
-            for part, arrays in zip(("carry", "sums"), both, strict=True)
-            for key, value in arrays.items()
-        }
         tapes = {
             f"tape:{t}:{lane}:{field}:{name}": array
             for t, by_name in enumerate(self.tapes)
@@ -135,21 +129,17 @@ class AlternatesReverse(Plain):
             for lane, tape in by_lane.items()
             for field, array in tape._asdict().items()
         }
-        return super().snapshot() | self.contagions.snapshot() | kept | tapes
+        return super().snapshot() | self.contagions.snapshot() | pack_kept(self.kept) | tapes
 
     def restore(self, found: Mapping[str, Any]) -> None:
         super().restore(found)
         self.contagions.restore(self.loop, found)
-        steps = int(found["step"])
-        self.kept = [({}, {}) for _ in range(steps)]
+        self.kept = unpack_kept(found)
         fields: list[dict[str, dict[int, dict[str, Any]]]] = [
-            {each.name: {} for each in self.contagions.all} for _ in range(steps + 1)
+            {each.name: {} for each in self.contagions.all} for _ in range(len(self.kept) + 1)
         ]
         for name, value in found.items():
-            if name.startswith("kept:"):
-                _, t, part, key = name.split(":", 3)
-                self.kept[int(t)][("carry", "sums").index(part)][key] = torch.from_numpy(value.copy())
-            elif name.startswith("tape:"):
+            if name.startswith("tape:"):
                 _, t, lane, field, contagion = name.split(":", 4)
                 fields[int(t)][contagion].setdefault(int(lane), {})[field] = value
         self.tapes = [

@@ -19,7 +19,7 @@ from torch.func import vjp, vmap
 
 from lpm import ring
 from lpm.passes.plain import Plain
-from lpm.passes.steps import Arrays, Rounds, Steps, push, soft, split
+from lpm.passes.steps import Arrays, Kept, Rounds, Steps, pack_kept, push, soft, split, unpack_kept
 
 __all__ = ["Forward", "Reverse"]
 
@@ -88,7 +88,7 @@ class Reverse(Plain):
 
     loop: Steps
     rounds: Rounds
-    kept: list[tuple[Arrays, Arrays]] = field(default_factory=list)
+    kept: Kept = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.carry: Arrays = {}
@@ -103,21 +103,11 @@ class Reverse(Plain):
         return records
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        kept = {
-            f"kept:{t}:{part}:{key}": value.numpy()
-            for t, both in enumerate(self.kept)
-            for part, arrays in zip(("carry", "sums"), both, strict=True)
-            for key, value in arrays.items()
-        }
-        return super().snapshot() | kept
+        return super().snapshot() | pack_kept(self.kept)
 
     def restore(self, found: Mapping[str, Any]) -> None:
         super().restore(found)
-        self.kept = [({}, {}) for _ in range(int(found["step"]))]
-        for name, value in found.items():
-            if name.startswith("kept:"):
-                _, t, part, key = name.split(":", 3)
-                self.kept[int(t)][("carry", "sums").index(part)][key] = torch.from_numpy(value.copy())
+        self.kept = unpack_kept(found)
 
     def finish(self, words: NDArray[np.int64], cotangent: Any) -> dict[str, Any]:
         pulled = torch.tensor(cotangent(ring.decode(words)), dtype=torch.float64)
