@@ -10,7 +10,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["draw", "fill", "fill_run", "philox", "word"]
+__all__ = ["draw", "fill", "philox", "word"]
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -52,30 +52,6 @@ def word(agent: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.u
     place = agent & _THREE
     chosen: np.uint64 = w0 if place == np.uint64(0) else w1 if place == np.uint64(1) else w2 if place == _TWO else w3
     return chosen
-
-
-@nb.njit(nogil=True, cache=True)
-def fill_run(
-    first: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64, out: NDArray[np.uint32]
-) -> None:
-    """Words of agents whose ids follow one another, from a multiple of four on.
-
-    Args:
-        first: the first id; its two lowest bits are 0.
-        c2: third word of the counter.
-        c3: fourth word of the counter.
-        k0: lower word of the key.
-        k1: upper word of the key.
-        out: receives the words of agent first + 4b + w at [w, b].
-    """
-    start = first >> _TWO
-    for b in range(out.shape[1]):
-        block = start + np.uint64(b)
-        w0, w1, w2, w3 = philox(block & _MASK, block >> _SHIFT, c2, c3, k0, k1)
-        out[0, b] = np.uint32(w0)
-        out[1, b] = np.uint32(w1)
-        out[2, b] = np.uint32(w2)
-        out[3, b] = np.uint32(w3)
 
 
 @nb.njit(nogil=True, cache=True)

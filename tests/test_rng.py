@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpm.philox import fill_run, philox, word
+from lpm.philox import draw, philox, word
 from lpm.rng import Address, Ids, derive, uniform_words
 
 
@@ -35,9 +35,12 @@ def test_one_word_a_run_and_a_list_are_the_same_draws(block, seed):
     first = 4 * block
     where = Address(seed, 5, 2, Ids.consecutive(12, first))
     words = where.words(3)[0]
-    run = np.empty((4, 3), dtype=np.uint32)
-    fill_run(np.uint64(first), *where.counter(3), run)
-    assert np.array_equal(run.T.reshape(-1), words)
+    run, some = np.empty(20, dtype=np.uint32), np.empty(20, dtype=np.uint32)
+    for listed in (np.empty(0, dtype=np.uint64), np.arange(first, first + 12, dtype=np.uint64)):
+        begin = draw(np.uint64(first), listed, 0, 12, *where.counter(3), run)
+        assert np.array_equal(run[begin : begin + 12], words)
+        begin = draw(np.uint64(first), listed, 3, 7, *where.counter(3), some)
+        assert np.array_equal(some[begin : begin + 7], words[3:10])
     assert [int(word(np.uint64(first + k), *where.counter(3))) for k in range(12)] == words.tolist()
 
 
