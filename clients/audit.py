@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.config import CONFIG_FILE, ClientConfig, own_folder
-from clients.party import TRANSCRIPT, seed_store
-from clients.shard import Shard
+from clients.party import TRANSCRIPT, find_seed
+from clients.shard import ANSWERED_STEP, Shard
 from clients.steward import left_out_of
 from lpm.errors import InputError, LpmError, RoundRefused
 from lpm.privacy.commitments import leaf_hash, merkle_root
@@ -33,9 +33,6 @@ from lpm.worlds.transcript import Segment, read_transcript
 from lpm.worlds.world import Disclosure
 
 __all__ = ["Finding", "audit"]
-
-_ANSWERED = -4
-"""Step of the round in which the parties say whether they keep an answer (`Shard.perform`)."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class _Replay(SecureSum):
 
     def open_to_parties(self, round: Round, words: NDArray[np.int64], flags: Flags) -> NDArray[np.int64]:
         """The sum that was opened then."""
-        if round.step == _ANSWERED:
+        if round.step == ANSWERED_STEP:
             return np.full(words.shape, 0 if self.simulated else self.parties, dtype=np.int64)
         address = round.context()
         if address not in self._sums:
@@ -179,11 +176,9 @@ def _shard(config: ClientConfig, entries: Sequence[Line], scratch: Path) -> tupl
     """The party's shard as it was, with nothing of what it has kept but its seed."""
     scenario = load(config.scenario).with_options(agents=config.agents, settings=config.settings)
     key = (config.keys / "storage.key").read_bytes()
-    kept = seed_store(config, key).latest() if config.seed is None else None
-    if config.seed is None and kept is None:
+    seed = find_seed(config, key)
+    if seed is None:
         raise InputError(f"{config.folder} holds no seed: without it the shard can't be replayed.")
-    seed = config.seed if kept is None else int(np.asarray(kept.content["seed"]).astype(np.uint64)[0])
-    assert seed is not None
     gradient = next(str(line.body["gradient"]) for line in entries if line.kind == "session")
     shard = Shard(
         scenario,

@@ -26,7 +26,7 @@ from lpm.worlds.federated import FederatedWorld
 from lpm.worlds.transcript import Transcript
 from lpm.worlds.world import Disclosure
 
-__all__ = ["SUMMARY", "TRANSCRIPT", "seed_store", "serve"]
+__all__ = ["SUMMARY", "TRANSCRIPT", "find_seed", "serve"]
 
 SUMMARY = "summary.json"
 """What a party notes of a finished session in its own folder: how long, how many rounds, how much memory."""
@@ -131,19 +131,23 @@ def _require_terms(manifest: Manifest, scenario: Scenario) -> None:
             )
 
 
-def seed_store(config: ClientConfig, key: bytes) -> CheckpointStore:
-    """Where a party's own seed is kept, sealed."""
-    return CheckpointStore(config.folder / "seed", key, "seed")
+def find_seed(config: ClientConfig, key: bytes) -> int | None:
+    """The public test seed if one is given, else the party's own secret one, which is kept sealed; None before that."""
+    if config.seed is not None:
+        return config.seed
+    kept = _seed_store(config, key).latest()
+    return None if kept is None else int(np.asarray(kept.content["seed"]).astype(np.uint64)[0])
 
 
 def _seed(config: ClientConfig, key: bytes) -> int:
-    """The public test seed if one is given, else the party's own secret one, which a resumed run finds again."""
-    if config.seed is not None:
-        return config.seed
-    store = seed_store(config, key)
-    kept = store.latest()
-    if kept is not None:
-        return int(np.asarray(kept.content["seed"]).astype(np.uint64)[0])
+    """`find_seed`, or a new secret one, which a resumed run finds again."""
+    found = find_seed(config, key)
+    if found is not None:
+        return found
     seed = secrets.randbits(64)
-    store.save({"seed": np.array([seed], dtype=np.uint64)}, 0)
+    _seed_store(config, key).save({"seed": np.array([seed], dtype=np.uint64)}, 0)
     return seed
+
+
+def _seed_store(config: ClientConfig, key: bytes) -> CheckpointStore:
+    return CheckpointStore(config.folder / "seed", key, "seed")

@@ -31,7 +31,10 @@ from lpm.source import folder_hash
 from lpm.worlds.federated import FederatedWorld
 from lpm.worlds.round_log import RoundLog
 
-__all__ = ["Shard"]
+__all__ = ["ANSWERED_STEP", "Shard"]
+
+ANSWERED_STEP = -4
+"""Step of the round in which the parties say whether they keep an answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +146,8 @@ class Shard:
         answers = self._answers(task)
         kept = answers.latest()
         shows = task.kind == "predict" and task.options.get("label") == "posterior"
-        everywhere = world.add("answered", -4, np.array([int(kept is not None)]), digest=b"\0" * 32, rescale=False)
+        here = np.array([int(kept is not None)])
+        everywhere = world.add("answered", ANSWERED_STEP, here, digest=b"\0" * 32, rescale=False)
         if kept is not None and not shows and int(everywhere[0]) == world.parties:
             self._tell(world, kept.content)
             return None

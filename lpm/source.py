@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = ["folder_hash", "source_hash"]
@@ -25,14 +26,14 @@ def folder_hash(folder: Path) -> str:
     Args:
         folder: of the scenario.
     """
-    digest = hashlib.sha256()
+    files = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.name.startswith(("observed_", ".")) or "__pycache__" in name:
             continue
         if path.is_file() and not name.startswith("."):
-            digest.update(f"{len(name)} {name} {path.stat().st_size}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
+            files.append((name, path))
+    return _digest(files)
 
 
 def source_hash(folder: Path) -> str:
@@ -48,13 +49,19 @@ def source_hash(folder: Path) -> str:
 
 @functools.cache
 def _installed() -> str:
+    roots = [(package, _root(package)) for package in _PACKAGES]
+    return _digest(
+        (f"{package}/{path.relative_to(root).as_posix()}", path)
+        for package, root in roots
+        for path in sorted(root.rglob("*.py"))
+    )
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for package in _PACKAGES:
-        root = _root(package)
-        for path in sorted(root.rglob("*.py")):
-            content = path.read_bytes()
-            name = f"{package}/{path.relative_to(root).as_posix()}"
-            digest.update(f"{len(name)} {name} {len(content)}\n".encode() + content)
+    for name, path in files:
+        content = path.read_bytes()
+        digest.update(f"{len(name)} {name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 

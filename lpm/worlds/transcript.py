@@ -11,7 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +80,7 @@ class Transcript:
 
     def committed(self, round: Round, leaf: bytes) -> None:
         """See `Witness`."""
-        self._append({"kind": "commitment", **_plain(round), "leaf": leaf})
+        self._append({"kind": "commitment", **vars(round), "leaf": leaf})
 
     def opened(self, round: Round, total: NDArray[np.int64]) -> None:
         """See `Witness`; a sum for which there is no room any more is left out."""
@@ -88,11 +88,11 @@ class Transcript:
             self.complete = False
             return
         words = zlib.compress(np.ascontiguousarray(total, dtype="<i8").tobytes(), 1)
-        self._append({"kind": "sum", **_plain(round), "words": words})
+        self._append({"kind": "sum", **vars(round), "words": words})
 
     def refused(self, round: Round) -> None:
         """See `Witness`."""
-        self._append({"kind": "refused", **_plain(round)})
+        self._append({"kind": "refused", **vars(round)})
 
     def _append(self, record: dict[str, Any]) -> None:
         assert self._path is not None
@@ -158,7 +158,7 @@ def read_transcript(folder: Path, key: bytes, task: str) -> Sequence[Segment]:
         if record["kind"] == "task":
             found.append(Segment(record["content"]))
             continue
-        round = Round(**{name: record[name] for name in ("trajectory", "step", "tensor", "attempt", "parameters")})
+        round = Round(**{each.name: record[each.name] for each in fields(Round)})
         if record["kind"] == "commitment":
             found[-1].commitments.append((round, record["leaf"]))
         elif record["kind"] == "refused":
@@ -182,16 +182,6 @@ def _whole(path: Path) -> int:
                 break
             at = after
     return at
-
-
-def _plain(round: Round) -> dict[str, Any]:
-    return {
-        "trajectory": round.trajectory,
-        "step": round.step,
-        "tensor": round.tensor,
-        "attempt": round.attempt,
-        "parameters": round.parameters,
-    }
 
 
 def _derive(key: bytes) -> bytes:
