@@ -180,19 +180,27 @@ class Groups(Network):
         return replace(self, of=np.asarray(self.of)[positions], mixing=mixing)
 
     @cached_property
-    def mixing_terms(self) -> list[tuple[Tensor, Tensor]] | None:
-        """The mixing matrix as terms (source group, factor), each [cells, 1]; added in this order by everybody.
+    def mixing_table(self) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+        """The mixing matrix as terms: source group and factor of each, in the order in which everybody adds them.
 
-        A matrix product would add in an order that depends on the library and the shape.
+        Each [cells, terms]. A matrix product would add in an order that depends on the library and the shape.
         """
         if self.mixing is None:
             return None
         matrix = np.asarray(self.mixing, dtype=np.float64)
         width = int((matrix != 0).sum(axis=1).max(initial=1))
         order = np.argsort(matrix == 0, axis=1, kind="stable")[:, :width]
-        weight = np.take_along_axis(matrix, order, axis=1)
+        return np.ascontiguousarray(order), np.take_along_axis(matrix, order, axis=1)
+
+    @cached_property
+    def mixing_terms(self) -> list[tuple[Tensor, Tensor]] | None:
+        """`mixing_table` term by term, as tensors (source group [cells], factor [cells, 1])."""
+        if self.mixing_table is None:
+            return None
+        order, weight = self.mixing_table
         return [
-            (torch.from_numpy(order[:, k].copy()), torch.from_numpy(weight[:, k].copy())[:, None]) for k in range(width)
+            (torch.from_numpy(order[:, k].copy()), torch.from_numpy(weight[:, k].copy())[:, None])
+            for k in range(order.shape[1])
         ]
 
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lpm.errors import InputError
@@ -109,10 +110,14 @@ class Constant(Expression):
 
     value: float
 
-    def evaluate(self, values: Mapping[str, Tensor], drivers: Callable[[str], Tensor]) -> Tensor:
+    @cached_property
+    def _tensor(self) -> Tensor:
         import torch  # not for a process that only reads a scenario
 
         return torch.tensor(self.value, dtype=torch.float64)
+
+    def evaluate(self, values: Mapping[str, Tensor], drivers: Callable[[str], Tensor]) -> Tensor:
+        return self._tensor
 
     def leaves(self) -> Iterator[Parameter | Driver]:
         return iter(())

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 import lpm
 from lpm.kernels import cpu
+from lpm.kernels.cell_hazards import cell_hazards
+from lpm.kernels.spec import hazards
 from lpm.simulation import Keeper, run
 from tests.test_device import DEVICES
 
@@ -117,6 +120,47 @@ def test_factors_that_change_from_day_to_day_agree():
     executors = ("reference", "cpu", *DEVICES)
     words = [run(model, np.zeros((1, 0)), steps=9, seed=2, executor=name).words for name in executors]
     assert all(np.array_equal(words[0], other) for other in words[1:]) and words[0].any()
+
+
+def test_exits_that_change_from_day_to_day_agree():
+    people = lpm.Population(AGENTS)
+    disease = lpm.Contagion(
+        stages="S I R",
+        infection="S -> I",
+        infectious={"I": 1.0},
+        over={"all": 0.8},
+        progression={"I -> R": lpm.leave(probability=lpm.driver("care") * lpm.Parameter("recovery"))},
+        initial={"I": 0.3},
+    )
+    model = lpm.Model(
+        people,
+        networks=[lpm.Groups("all", np.zeros(AGENTS, dtype=int))],
+        protocols=[lpm.Series({"care": np.linspace(0.0, 1.0, STEPS)}), disease],
+        outputs={"recovered": lpm.flow("I -> R"), "ill": lpm.count("I")},
+    )
+    theta = np.array([[0.2], [0.9]])
+    runs = [run(model, theta, steps=STEPS, seed=4, executor=name).words for name in ("reference", "cpu")]
+    assert np.array_equal(*runs)
+    assert not runs[0][0, 0].any() and runs[0][1:, 0].any()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("normalise", ["size", "none"])
+def test_compiled_hazards_of_cells_are_those_of_the_declaration(shared, mixed, normalise):
+    rng = np.random.default_rng(7)
+    of = rng.integers(0 if shared else -3, 9, 200)
+    groups = 9 if shared else None
+    mixing = rng.uniform(0, 2, (9 if shared else 10,) * 2) * (rng.random(10) < 0.7)[: 9 if shared else 10]
+    network = lpm.Groups("n", of, groups=groups, shared=shared, mixing=mixing if mixed else None, normalise=normalise)
+    total = rng.lognormal(0, 3, (network.cells, 5)) * (rng.random((network.cells, 5)) < 0.8)
+    total[1, 2] = np.inf
+    size = rng.integers(0, 40, network.cells).astype(float) if normalise == "size" else None
+    factor = rng.lognormal(0, 2, 5)
+    wanted = hazards(
+        network, torch.from_numpy(total), None if size is None else torch.from_numpy(size), torch.from_numpy(factor)
+    )
+    assert np.array_equal(cell_hazards(network, total, size, factor), wanted.numpy(), equal_nan=True)
 
 
 def test_whoever_is_infected_while_infectious_is_left_to_the_reference():

@@ -20,7 +20,7 @@ from torch import Tensor
 from lpm.errors import InputError
 from lpm.flame.protocol import Change, Protocol, Step
 from lpm.kernels.spec import Spec, Summed, Tables
-from lpm.parameters import Expression, expression
+from lpm.parameters import Driver, Expression, expression
 from lpm.relax import one_minus_exp
 
 if TYPE_CHECKING:
@@ -258,6 +258,8 @@ class Contagion(Protocol):
                         f"{self.name} does not spread over {', '.join(sorted(unknown))}, where {name} is infectious."
                     )
         self._splits = {source: self._read_split(source, how, count) for source, how in self._leaves.items()}
+        leaves = itertools.chain.from_iterable(how.value.leaves() for how in self._leaves.values())
+        self._steady = not any(isinstance(leaf, Driver) for leaf in leaves)
         self.spec = Spec(
             self._sub,
             people.agents,
@@ -343,7 +345,6 @@ class Contagion(Protocol):
             relative = self.infectivity.through(step.state[self.infectivity.key])
         if not full:
             return Tables({}, {}, {}, step.address, relative)
-        lanes = step.lanes
         factors = {
             name: (step.value(value) * step.env.get(f"scale/{name}", torch.ones((), dtype=torch.float64)))
             for name, value in self._over.items()
@@ -352,6 +353,14 @@ class Contagion(Protocol):
             network.name: step.sizes[network.name] if network.normalise == "size" else None
             for network in self.spec.networks
         }
+        return Tables(self._exits(step), factors, sizes, step.address, relative)
+
+    def _exits(self, step: Step) -> Mapping[int, tuple[Tensor, ...]]:
+        """Cumulative probabilities of the exits of each sub-stage; the same object each day if no driver moves them."""
+        settled = step.settled if self._steady else None
+        if settled is not None and self.name in settled:
+            found: Mapping[int, tuple[Tensor, ...]] = settled[self.name]
+            return found
         cumulative: dict[int, tuple[Tensor, ...]] = {}
         for source, how in self._leaves.items():
             parts = self.stage(source)
@@ -362,11 +371,13 @@ class Contagion(Protocol):
                     f"Agents leave {source} of {self.name} with a probability outside 0 to 1 a day.",
                     "Raise its mean stay, or use fewer sub-stages.",
                 )
-            chance = chance.expand(lanes)[None, :]
+            chance = chance.expand(step.lanes)[None, :]
             for sub in parts[:-1]:
                 cumulative[sub] = (chance,)
             cumulative[parts[-1]] = tuple(chance * torch.from_numpy(share)[:, None] for share in self._splits[source])
-        return Tables(cumulative, factors, sizes, step.address, relative)
+        if settled is not None:
+            settled[self.name] = cumulative
+        return cumulative
 
     def occupancy(self, step: Step, stages: str) -> Tensor:
         """1 where an agent is in one of the stages, else 0 [agents, lanes]."""

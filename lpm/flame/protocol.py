@@ -60,6 +60,7 @@ class Step:
         sizes: network → people per cell in all shards together [cells].
         seed: of this shard.
         executor: what runs contagions.
+        settled: what follows from parameters alone, by protocol, worked out once in a run; None where derivatives flow.
     """
 
     t: int
@@ -73,6 +74,7 @@ class Step:
     sizes: Mapping[str, Tensor]
     seed: int
     executor: Executor
+    settled: dict[str, Any] | None = None
 
     def value(self, expression: Expression) -> Tensor:
         """An expression at this step [lanes] or scalar."""

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.errors import InputError
-from lpm.kernels.spec import Spec, Summed, Tables, exit_limits, hazards
+from lpm.kernels.cell_hazards import cell_hazards
+from lpm.kernels.spec import Spec, Summed, Tables, exit_limits
 from lpm.networks import Edges, Groups
 from lpm.philox import draw
 from lpm.relax import RECIPROCALS, thresholds
@@ -422,6 +423,7 @@ class _Held:
         factors: of each network, with which the bytes were made [networks, lanes]; None: none are made.
         scale: hazard of one unit of a byte [lanes].
         changed: where the threads write what changed; the same memory each day.
+        exits: cumulative probabilities of the exits, with the limits that were made of them.
     """
 
     stage: Tensor
@@ -431,6 +433,7 @@ class _Held:
     changed: NDArray[np.int64]
     factors: NDArray[np.float64] | None = None
     scale: NDArray[np.float64] | None = None
+    exits: tuple[Mapping[int, tuple[Tensor, ...]], NDArray[np.int64], NDArray[np.float64]] | None = None
 
 
 class Fused:
@@ -511,10 +514,8 @@ class Fused:
         assert held.scale is not None
 
         # A word at or above base + reach · (sum of bytes) says that nothing happens.
-        rows = len(spec.stages) * spec.class_count
-        exit_threshold = exit_limits(spec, tables, lanes)
-        base = np.ascontiguousarray(exit_threshold.max(axis=1).astype(np.float64).reshape(rows, lanes).T)
-        reach = (plan.infection_scale[:, None] * spec.susceptibility).reshape(rows)
+        exit_threshold, base = self._exit_limits(spec, held, tables, lanes)
+        reach = (plan.infection_scale[:, None] * spec.susceptibility).reshape(-1)
         reach = np.ascontiguousarray(held.scale[:, None] * reach * MARGIN)
 
         after = np.empty_like(stage)
@@ -558,6 +559,16 @@ class Fused:
         bounds = np.array([edge[:-1] * lanes, ends], dtype=np.int64).T.copy()
         self._follow(spec, plan, held, stage, after, bounds, table, sizes, factors, count)
         return self._finish(spec, held, after, flows.sum(axis=0))
+
+    def _exit_limits(
+        self, spec: Spec, held: _Held, tables: Tables, lanes: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """`exit_limits`, and the largest of each stage and class [lanes, S · C]; as before if nothing moved them."""
+        if held.exits is None or held.exits[0] is not tables.cumulative:
+            limits = exit_limits(spec, tables, lanes)
+            base = np.ascontiguousarray(limits.max(axis=1).astype(np.float64).reshape(-1, lanes).T)
+            held.exits = tables.cumulative, limits, base
+        return held.exits[1:]
 
     def _finish(
         self, spec: Spec, held: _Held, after: NDArray[np.int8], moved: NDArray[np.int64]
@@ -608,8 +619,7 @@ class Fused:
             factors[n] = tables.factors[network.name].expand(lanes).numpy()
             if network.shared or network.mixing is not None:
                 total = shared[network.name] if network.shared else Summed(torch.from_numpy(held.totals[n])).value()
-                felt = hazards(network, total, size, tables.factors[network.name])
-                table.append(np.ascontiguousarray(felt.expand(network.cells, lanes).numpy()))
+                table.append(cell_hazards(network, total.numpy(), None if size is None else size.numpy(), factors[n]))
                 sizes.append(np.empty(0))
             else:
                 table.append(np.empty((0, lanes)))

@@ -61,12 +61,19 @@ class Steps:
             for network in protocol.networks()
             if model.network(network).shared
         ]
+        self._values = self._by_name(theta)
+        self._settled: dict[str, Any] = {}
+
+    def _by_name(self, theta: Tensor) -> dict[str, Tensor]:
+        return {parameter.name: theta[:, k] for k, parameter in enumerate(self.model.parameters)}
 
     def view(self, t: int, number: int, theta: Tensor, carry: Arrays, env: Arrays, sums: Mapping[str, Tensor]) -> Step:
         """What protocol `number` sees of step t."""
-        values = {parameter.name: theta[:, k] for k, parameter in enumerate(self.model.parameters)}
+        plain = theta is self.theta and not theta.requires_grad
+        values, settled = (self._values, self._settled) if plain else (self._by_name(theta), None)
         state = {key[6:]: value for key, value in carry.items() if key.startswith("state:")}
-        return Step(t, self.model, number, self.lanes, values, state, env, sums, self.sizes, self.seed, self.executor)
+        sizes, seed, executor = self.sizes, self.seed, self.executor
+        return Step(t, self.model, number, self.lanes, values, state, env, sums, sizes, seed, executor, settled)
 
     @staticmethod
     def env(carry: Arrays) -> Arrays:
