@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lpm import ring
+from lpm import ring, simulation
 from lpm.errors import InputError
 from lpm.estimators import Evaluation, evaluate
 from lpm.flame.model import Model
@@ -32,6 +32,9 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 GROUPS = 8
 """Draws of a forecast share their random numbers within a group only."""
+
+LANES = 64
+"""Draws of a forecast that run at once, which bounds its memory to that of an iteration."""
 
 
 _MOST = 20.0
@@ -260,17 +263,22 @@ class Evidence:
         Draws that all shared their random numbers would hide how much of a forecast's uncertainty is chance.
         """
         words = np.empty((self.steps, len(self.model.recorded), theta.shape[0]), dtype=np.int64)
-        for group in range(min(GROUPS, theta.shape[0])):
-            run = evaluate(
+        groups = [np.arange(group, theta.shape[0], GROUPS) for group in range(min(GROUPS, theta.shape[0]))]
+        # As many of them in one run, and in one round a day, as fit: the same at every party, whatever its shard.
+        together = max(1, LANES // groups[0].size) if simulation.lanes_apart(self.model) else 1
+        for first in range(0, len(groups), together):
+            those = range(first, min(first + together, len(groups)))
+            lanes = np.concatenate([groups[group] for group in those])
+            seeds = [derive(self.seed, "trajectory", trajectory, int(lane) % GROUPS) for lane in lanes]
+            run = simulation.run(
                 self.model,
-                np.ascontiguousarray(theta[group::GROUPS, self.columns]),
-                estimator="none",
+                np.ascontiguousarray(theta[lanes][:, self.columns]),
                 steps=self.steps,
-                seed=derive(self.seed, "trajectory", trajectory, group),
+                seed=seeds if len(those) > 1 else seeds[0],
                 world=world,
                 trajectory=trajectory,
             )
-            words[..., group::GROUPS] = run.words
+            words[..., lanes] = run.words
         return words
 
     def words(self, theta: NDArray[np.float64], trajectory: int, *, world: World | None = None) -> NDArray[np.int64]:

@@ -75,16 +75,31 @@ class Address:
         step: −1 for the start, then 0, 1, …
         protocol: number of the protocol in its model, below 2^16.
         agents: whose words.
+        seeds: of each lane, where lanes have random words of their own; else none: `seed` serves all.
     """
 
     seed: int
     step: int
     protocol: int
     agents: Ids
+    seeds: tuple[int, ...] = ()
 
     def words(self, variate: int = 0, variates: int = 1) -> NDArray[np.uint64]:
         """Uniform words of all agents, below 2^32 [variates, agents]."""
         return uniform_words(self.seed, self.step, self.protocol, self.agents.array(), variate, variates)
+
+    def by_lane(self) -> NDArray[np.uint64]:
+        """First words of all agents [agents, lanes], or [agents, 1] where they serve all lanes."""
+        words = {
+            seed: uniform_words(seed, self.step, self.protocol, self.agents.array())[0]
+            for seed in set(self.seeds or (self.seed,))
+        }
+        return np.stack([words[seed] for seed in self.seeds or (self.seed,)], axis=1)
+
+    def keys(self, lanes: int) -> NDArray[np.uint64]:
+        """The two words of each lane's key, as `lpm.philox` takes them [lanes, 2]."""
+        seeds = np.array(self.seeds or (self.seed,) * lanes, dtype=np.uint64)
+        return np.stack((seeds & np.uint64(0xFFFFFFFF), seeds >> np.uint64(32)), axis=1)
 
     def counter(self, variate: int = 0) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
         """The last two words of the counter and the two of the key, as `lpm.philox` takes them."""

@@ -8,7 +8,7 @@ values alone, tangents beside them, or cotangents back.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from lpm.passes.tangent import Forward, Reverse
 from lpm.worlds.distributed import here
 from lpm.worlds.world import World
 
-__all__ = ["Keeper", "Trajectory", "choose_executor", "run"]
+__all__ = ["Keeper", "Trajectory", "choose_executor", "lanes_apart", "run"]
 
 
 _PASSES: Mapping[str, type[Plain]] = {
@@ -126,6 +126,22 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     return Fused()
 
 
+def lanes_apart(model: Model) -> bool:
+    """Whether lanes of one run of a model can have random numbers of their own."""
+    return all(protocol.fused() and protocol.lanes_apart() for protocol in model.protocols)
+
+
+def _require_apart(model: Model, theta: NDArray[np.float64], seeds: int, derivative: str, executor: Executor) -> None:
+    if seeds != theta.shape[0]:
+        raise InputError(f"There are {seeds} seeds for {theta.shape[0]} parameter vectors: one, or one for each.")
+    if derivative != "none" or executor.name not in ("reference", "cpu") or not lanes_apart(model):
+        raise InputError(
+            f"Lanes with seeds of their own are for runs without derivatives on the CPU: this one is {derivative!r} by "
+            f"{executor.name}, or a protocol draws random numbers by itself.",
+            "Run them one after the other.",
+        )
+
+
 def _census(model: Model, rounds: Rounds) -> Arrays:
     """People in each group: of the shard for local networks, of all shards together for shared ones."""
     sizes: Arrays = {}
@@ -150,7 +166,7 @@ def run(
     theta: NDArray[np.float64],
     *,
     steps: int,
-    seed: int,
+    seed: int | Sequence[int],
     world: World | None = None,
     derivative: str = "none",
     cotangent: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
@@ -165,7 +181,8 @@ def run(
         model: of everybody; with a `world`, this shard's.
         theta: parameter vectors, in the order of `model.parameters` [lanes, P].
         steps: T.
-        seed: 64 bits; of this shard.
+        seed: 64 bits; of this shard. One for each lane gives lanes random numbers of their own, without derivatives and
+            if `lanes_apart(model)`.
         world: who adds up; by default the Local world or, under `torchrun`, the Distributed one.
         derivative: "none"; "forward": tangents of the outputs; "reverse": gradient of Σ cotangent · outputs;
             "score": scores of all decisions beside the outputs, by component; "alternates": derivatives of
@@ -198,11 +215,14 @@ def run(
         world, model = here(model)
     keeper = keeper or Keeper()
     chosen = choose_executor(model, derivative, executor)
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    if len(seeds) != 1:
+        _require_apart(model, theta, len(seeds), derivative, chosen)
     parameters = torch.from_numpy(theta)
     world.begin(trajectory, hashlib.sha256(theta.tobytes()).digest())
     rounds = Rounds(world)
     sizes = _census(model, rounds)
-    loop = Steps(model, parameters, seed, chosen, sizes)
+    loop = Steps(model, parameters, seeds, chosen, sizes)
     worker = _PASSES[derivative](loop, rounds)
 
     lanes = theta.shape[0]

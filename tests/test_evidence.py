@@ -71,3 +71,14 @@ def test_the_audit_asks_for_one_simulation_and_rejects_at_once_what_is_far_off()
     choice = choose([Parameter("a"), Parameter("b")], Backend(), Settings(1, 4, 1.0, 1, 0))
     assert choice.estimator == "fd"
     assert asked == [("fd", 1), ("tangent", 1)]
+
+
+def test_how_many_draws_of_a_forecast_run_at_once_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence = evidence_of(scenarios.load(FOLDER), 1)
+    theta = np.array([list(scenarios.load(FOLDER).defaults.values())] * 11) * np.linspace(0.9, 1.1, 11)[:, None]
+    together = evidence.words(theta, 5)
+    monkeypatch.setattr("lpm.evidence.LANES", 4)
+    assert np.array_equal(evidence.words(theta, 5), together)
+    monkeypatch.setattr("lpm.evidence.LANES", 1)
+    assert np.array_equal(evidence.words(theta, 5), together)
+    assert len(np.unique(together[-1, 0])) > 6

@@ -144,6 +144,20 @@ def test_exits_that_change_from_day_to_day_agree():
     assert not runs[0][0, 0].any() and runs[0][1:, 0].any()
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_lanes_with_seeds_of_their_own_are_runs_of_their_own(number):
+    model, seeds = _model(number), [3, 2**64 - 1, 2**64 - 1, 3, 5]
+    theta = _theta(model, len(seeds))
+    alone = [run(model, theta[k : k + 1], steps=STEPS, seed=seed).words[..., 0] for k, seed in enumerate(seeds)]
+    for executor in ("reference", "cpu"):
+        together = run(model, theta, steps=STEPS, seed=seeds, executor=executor).words
+        assert np.array_equal(together, np.stack(alone, axis=-1)), executor
+    with pytest.raises(lpm.errors.InputError, match="2 seeds for 5 parameter vectors"):
+        run(model, theta, steps=STEPS, seed=seeds[:2])
+    with pytest.raises(lpm.errors.InputError, match="without derivatives"):
+        run(model, theta, steps=STEPS, seed=seeds, derivative="forward")
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("normalise", ["size", "none"])

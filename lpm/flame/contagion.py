@@ -197,6 +197,9 @@ class Contagion(Protocol):
         speaking = {sub for name in self.infectious for sub in self.stage(name)}
         return self.infectivity is None and not any(speaking & set(subs) for subs in catching)
 
+    def lanes_apart(self) -> bool:
+        return True
+
     def shard(self, positions: NDArray[np.int64]) -> Contagion:
         initial: dict[str, Expression | float | ArrayLike] = {}
         for stage, value in self._initial.items():

@@ -128,6 +128,9 @@ class Event(Protocol):
     lasts: int | None = None
     name: str = "event"
 
+    def lanes_apart(self) -> bool:
+        return True
+
     def expressions(self) -> Iterable[Expression]:
         if isinstance(self.when, Above):
             yield from (self.when.what, self.when.value)
@@ -181,6 +184,9 @@ class Series(Protocol):
 
     values: Mapping[str, ArrayLike]
     name: str = "series"
+
+    def lanes_apart(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         self._values: dict[str, NDArray[np.float64]] = {}

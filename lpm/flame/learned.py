@@ -47,6 +47,9 @@ class Learned(Protocol):
         yield from self._inputs
         yield from self.weights
 
+    def lanes_apart(self) -> bool:
+        return True
+
     def observe(self, step: Step) -> Tensor:
         return torch.stack([step.value(value).expand(step.lanes) for value in self._inputs], dim=-1)
 

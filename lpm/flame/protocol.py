@@ -58,7 +58,7 @@ class Step:
         env: the environment e.
         sums: "protocol/network" → opened sums [cells, lanes].
         sizes: network → people per cell in all shards together [cells].
-        seed: of this shard.
+        seeds: of this shard; one for all lanes, or one for each.
         executor: what runs contagions.
         settled: what follows from parameters alone, by protocol, worked out once in a run; None where derivatives flow.
     """
@@ -72,7 +72,7 @@ class Step:
     env: Mapping[str, Tensor]
     sums: Mapping[str, Tensor]
     sizes: Mapping[str, Tensor]
-    seed: int
+    seeds: tuple[int, ...]
     executor: Executor
     settled: dict[str, Any] | None = None
 
@@ -97,7 +97,8 @@ class Step:
     @property
     def address(self) -> rng.Address:
         """Where the random words of this step and protocol stand."""
-        return rng.Address(self.seed, self.t, self.number, self.model.population.numbering)
+        apart = self.seeds if len(self.seeds) > 1 else ()
+        return rng.Address(self.seeds[0], self.t, self.number, self.model.population.numbering, apart)
 
     def uniform(self, variate: int = 0, variates: int = 1) -> NDArray[np.uint64]:
         """Uniform 32-bit words for each agent, at this step's and protocol's address [variates, agents]."""
@@ -145,6 +146,13 @@ class Protocol:
     def fused(self) -> bool:
         """Whether the fused executors can run it in plain mode."""
         return True
+
+    def lanes_apart(self) -> bool:
+        """Whether lanes may have seeds of their own: it draws through the executor alone, or not at all.
+
+        Where a protocol can't, runs with different random numbers are made one after the other.
+        """
+        return False
 
     def start(self, step: Step) -> Change:
         """The first state."""

@@ -8,7 +8,8 @@ What costs is memory traffic, so the state is one byte per agent and lane, and a
   of an agent's cells bound its hazard from above; a random word beyond that bound (nearly all are) says no at once.
   For the others the hazard is worked out in float64, every operation in the order of the reference executor and
   without contraction: the same thresholds, hence the same bits.
-- *Random words are drawn in blocks* where they are used, and serve all lanes (common random numbers).
+- *Random words are drawn in blocks* where they are used, and serve all neighbouring lanes with the same seed (common
+  random numbers).
 
 Agents are cut into as many parts as there are threads. The kernels hold no lock and run in a pool of this module's own:
 several federated parties may live in one process, which numba's own threading layer does not allow. Which thread does
@@ -101,8 +102,7 @@ def _begin(
     listed: NDArray[np.uint64],
     c2: np.uint64,
     c3: np.uint64,
-    k0: np.uint64,
-    k1: np.uint64,
+    keys: NDArray[np.uint64],
     stages: NDArray[np.int8],
     limits: NDArray[np.int64],
     stage: NDArray[np.int8],
@@ -111,10 +111,12 @@ def _begin(
     out = np.empty(_CHUNK + 8, dtype=np.uint32)
     for start in range(0, stage.shape[0], _CHUNK):
         count = min(_CHUNK, stage.shape[0] - start)
-        offset = draw(first, listed, start, count, c2, c3, k0, k1, out)
-        for j in range(count):
-            word = np.int64(out[offset + j])
-            for k in range(stage.shape[1]):
+        offset = 0
+        for k in range(stage.shape[1]):
+            if k == 0 or keys[k, 0] != keys[k - 1, 0] or keys[k, 1] != keys[k - 1, 1]:
+                offset = draw(first, listed, start, count, c2, c3, keys[k, 0], keys[k, 1], out)
+            for j in range(count):
+                word = np.int64(out[offset + j])
                 stage[start + j, k] = 0
                 for s in range(stages.size):
                     if word < limits[s, k]:
@@ -271,8 +273,7 @@ def _advance(
     listed: NDArray[np.uint64],
     c2: np.uint64,
     c3: np.uint64,
-    k0: np.uint64,
-    k1: np.uint64,
+    keys: NDArray[np.uint64],
     stage: NDArray[np.int8],
     classes: NDArray[np.int16],
     networks: int,
@@ -306,8 +307,10 @@ def _advance(
     end: int = low * lanes
     for start in range(low, high, _CHUNK):
         count = min(_CHUNK, high - start)
-        offset = draw(first, listed, start, count, c2, c3, k0, k1, words)
+        offset = 0
         for k in range(lanes):
+            if k == 0 or keys[k, 0] != keys[k - 1, 0] or keys[k, 1] != keys[k - 1, 1]:
+                offset = draw(first, listed, start, count, c2, c3, keys[k, 0], keys[k, 1], words)
             for j in range(count):
                 here[j] = stage[start + j, k]
                 after[start + j, k] = here[j]
@@ -464,7 +467,8 @@ class Fused:
         _begin(
             np.uint64(ids.first),
             ids.listed,
-            *uniform.counter(),
+            *uniform.counter()[:2],
+            uniform.keys(lanes),
             np.array(list(cumulative), dtype=np.int8),
             limits.reshape(len(cumulative), lanes),
             stage,
@@ -519,7 +523,7 @@ class Fused:
         reach = np.ascontiguousarray(held.scale[:, None] * reach * MARGIN)
 
         after = np.empty_like(stage)
-        ids, counter = tables.uniform.agents, tables.uniform.counter()
+        ids, counter, keys = tables.uniform.agents, tables.uniform.counter()[:2], tables.uniform.keys(lanes)
         edge = np.linspace(0, agents, count + 1).astype(np.int64)
         flows = np.zeros((count, len(spec.edges), spec.class_count, lanes), dtype=np.int64)
         cuts = [
@@ -530,6 +534,7 @@ class Fused:
                 np.uint64(ids.first),
                 ids.listed,
                 *counter,
+                keys,
                 stage,
                 spec.class_of,
                 len(spec.networks),

@@ -38,7 +38,7 @@ class Reference:
     ) -> dict[str, Tensor]:
         agents = spec.agents
         ones = torch.ones((agents, lanes), dtype=torch.float64)
-        word = torch.from_numpy(uniform.words()[0].astype(np.int64))[:, None]
+        word = torch.from_numpy(uniform.by_lane().astype(np.int64))
         targets = list(cumulative)
         drawn = sample(ones, [cumulative[s].expand(1, lanes) for s in targets], word)
         columns = [torch.zeros_like(ones) for _ in spec.stages]
@@ -93,7 +93,7 @@ class Reference:
         classes = torch.from_numpy(spec.classes)
         hazard = hazard * torch.from_numpy(spec.susceptibility)[classes][:, None]
 
-        word = torch.from_numpy(tables.uniform.words()[0].astype(np.int64))[:, None]
+        word = torch.from_numpy(tables.uniform.by_lane().astype(np.int64))
         flows: list[Tensor] = [torch.zeros(0)] * len(spec.edges)
         for stage, (edge, relative) in spec.infection.items():
             flows[edge] = sample(occupied[..., stage], [one_minus_exp(hazard * relative)], word)[0]

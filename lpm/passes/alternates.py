@@ -99,7 +99,7 @@ class Contagions:
         self.executor = loop.executor
         self.all = [protocol for protocol in loop.model.protocols if isinstance(protocol, Contagion)]
         self._probe = _Probe()
-        self._quiet = Steps(loop.model, loop.theta, loop.seed, self._probe, loop.sizes)
+        self._quiet = Steps(loop.model, loop.theta, loop.seeds, self._probe, loop.sizes)
 
     def _seen(self, carry: Arrays, theta: Tensor) -> tuple[list[Told], Arrays, Tensor]:
         # θ itself comes back too: torch differentiates nothing that returns nothing.

@@ -49,10 +49,10 @@ def push(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple
 
 
 class Steps:
-    """One run: the pure functions between two sums, bound to a model, a seed and an executor."""
+    """One run: the pure functions between two sums, bound to a model, seeds and an executor."""
 
-    def __init__(self, model: Model, theta: Tensor, seed: int, executor: Executor, sizes: Arrays) -> None:
-        self.model, self.seed, self.executor, self.sizes = model, seed, executor, sizes
+    def __init__(self, model: Model, theta: Tensor, seeds: tuple[int, ...], executor: Executor, sizes: Arrays) -> None:
+        self.model, self.seeds, self.executor, self.sizes = model, seeds, executor, sizes
         self.theta = theta
         self.lanes = theta.shape[0]
         self.pairs = [
@@ -72,8 +72,8 @@ class Steps:
         plain = theta is self.theta and not theta.requires_grad
         values, settled = (self._values, self._settled) if plain else (self._by_name(theta), None)
         state = {key[6:]: value for key, value in carry.items() if key.startswith("state:")}
-        sizes, seed, executor = self.sizes, self.seed, self.executor
-        return Step(t, self.model, number, self.lanes, values, state, env, sums, sizes, seed, executor, settled)
+        sizes, seeds, executor = self.sizes, self.seeds, self.executor
+        return Step(t, self.model, number, self.lanes, values, state, env, sums, sizes, seeds, executor, settled)
 
     @staticmethod
     def env(carry: Arrays) -> Arrays:
