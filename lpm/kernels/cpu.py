@@ -33,21 +33,21 @@ from torch import Tensor
 
 from lpm.errors import InputError
 from lpm.kernels.cell_hazards import cell_hazards
+from lpm.kernels.decisions import CHUNK, advance, advance_lanes, hazard_of
 from lpm.kernels.spec import Spec, Summed, Tables, exit_limits
 from lpm.networks import Edges, Groups
 from lpm.philox import draw
-from lpm.relax import RECIPROCALS, thresholds
+from lpm.relax import thresholds
 from lpm.rng import Address
 
 __all__ = ["MARGIN", "Fused", "share_out", "threads", "workers"]
 
-_RECIPROCALS = np.array(RECIPROCALS[::-1])
-_CHUNK = 4096
+_MANY = 8
+"""Lanes from which `advance_lanes` is faster than `advance`."""
 _SMALL = 100_000
 """Agents × lanes below which one thread is faster than two."""
 _PLACES = 8
 """Networks are handed to the kernels in tuples of this length, or multiples, to compile them once."""
-_ONE_32 = 2.0**-32
 MARGIN = 4299262263.0
 """2^32, and a thousandth more: 1 − e^−x is at most x, and the margin is for rounding."""
 
@@ -83,19 +83,6 @@ def share_out(jobs: Sequence[Callable[[], Any]], count: int) -> list[Any]:
     return [future.result() for future in [_pool(count).submit(job) for job in jobs]]
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
-def _one_minus_exp(x: float) -> float:
-    y = min(x, 32.0) * 0.0625
-    q = 1.0
-    for reciprocal in _RECIPROCALS:
-        q = 1.0 - (y * reciprocal) * q
-    q = y * q
-    q = q * (2.0 - q)
-    q = q * (2.0 - q)
-    q = q * (2.0 - q)
-    return q * (2.0 - q)
-
-
 @nb.njit(nogil=True, cache=True)
 def _begin(
     first: np.uint64,
@@ -108,9 +95,9 @@ def _begin(
     stage: NDArray[np.int8],
 ) -> None:
     """First stages: the first of `stages` whose limit [stages, lanes] lies above the agent's word, else 0."""
-    out = np.empty(_CHUNK + 8, dtype=np.uint32)
-    for start in range(0, stage.shape[0], _CHUNK):
-        count = min(_CHUNK, stage.shape[0] - start)
+    out = np.empty(CHUNK + 8, dtype=np.uint32)
+    for start in range(0, stage.shape[0], CHUNK):
+        count = min(CHUNK, stage.shape[0] - start)
         offset = 0
         for k in range(stage.shape[1]):
             if k == 0 or keys[k, 0] != keys[k - 1, 0] or keys[k, 1] != keys[k - 1, 1]:
@@ -178,15 +165,6 @@ def _bytes_of_table(hazard: NDArray[np.float64], scale: NDArray[np.float64], cod
             code[g, k] = _byte(hazard[g, k], scale[k])
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
-def _felt(total: int, sized: bool, size: float, factor: float) -> float:
-    """Hazard of a cell from its sum: `spec.hazards`, operation by operation."""
-    pressure = np.float64(total) * _ONE_32
-    if sized:
-        pressure = pressure / max(size, 1.0)
-    return factor * pressure
-
-
 @nb.njit(nogil=True, cache=True)
 def _bytes_of_sums(
     low: int,
@@ -205,7 +183,7 @@ def _bytes_of_sums(
             word = total[g, k]
             code[g, k] = 0
             if word != 0 and not (closed and g == 0):
-                code[g, k] = _byte(_felt(word, sized, sizes[g] if sized else 1.0, factor[k]), scale[k])
+                code[g, k] = _byte(hazard_of(word, sized, sizes[g] if sized else 1.0, factor[k]), scale[k])
 
 
 @nb.njit(nogil=True, cache=True)
@@ -235,7 +213,7 @@ def _follow_groups(
                 total[g, k] += word
                 if factor.size and not (closed and g == 0):
                     size = sizes[g] if sized else 1.0
-                    code[g, k] = _byte(_felt(total[g, k], sized, size, factor[k]), scale[k])
+                    code[g, k] = _byte(hazard_of(total[g, k], sized, size, factor[k]), scale[k])
 
 
 @nb.njit(nogil=True, cache=True)
@@ -262,117 +240,7 @@ def _follow_edges(
                 for edge in range(offsets[i], offsets[i + 1]):
                     reader = readers[edge]
                     total[reader, k] += word
-                    code[reader, k] = _byte(_felt(total[reader, k], False, 1.0, factor[k]), scale[k])
-
-
-@nb.njit(nogil=True, cache=True)
-def _advance(
-    low: int,
-    high: int,
-    first: np.uint64,
-    listed: NDArray[np.uint64],
-    c2: np.uint64,
-    c3: np.uint64,
-    keys: NDArray[np.uint64],
-    stage: NDArray[np.int8],
-    classes: NDArray[np.int16],
-    networks: int,
-    cells: tuple[NDArray[np.int32], ...],
-    codes: tuple[NDArray[np.uint8], ...],
-    tables: tuple[NDArray[np.float64], ...],
-    totals: tuple[NDArray[np.int64], ...],
-    sizes: tuple[NDArray[np.float64], ...],
-    factors: NDArray[np.float64],
-    closed: NDArray[np.bool_],
-    base: NDArray[np.float64],
-    reach: NDArray[np.float64],
-    susceptibility: NDArray[np.float64],
-    infection_edge: NDArray[np.int64],
-    infection_scale: NDArray[np.float64],
-    exit_edge: NDArray[np.int64],
-    exit_threshold: NDArray[np.int64],
-    target: NDArray[np.int8],
-    infectious: NDArray[np.int64],
-    after: NDArray[np.int8],
-    flows: NDArray[np.int64],
-    changed: NDArray[np.int64],
-) -> int:
-    """One step of the agents `low` to `high` − 1; returns the end of what it wrote to `changed` from low · lanes on."""
-    lanes, class_count = stage.shape[1], susceptibility.size
-    words = np.empty(_CHUNK + 8, dtype=np.uint32)
-    here = np.empty(_CHUNK, dtype=np.int8)
-    row = np.empty(_CHUNK, dtype=np.int32)
-    bound = np.empty(_CHUNK, dtype=np.int32)
-    maybe = np.empty(_CHUNK + 1, dtype=np.int32)
-    end: int = low * lanes
-    for start in range(low, high, _CHUNK):
-        count = min(_CHUNK, high - start)
-        offset = 0
-        for k in range(lanes):
-            if k == 0 or keys[k, 0] != keys[k - 1, 0] or keys[k, 1] != keys[k - 1, 1]:
-                offset = draw(first, listed, start, count, c2, c3, keys[k, 0], keys[k, 1], words)
-            for j in range(count):
-                here[j] = stage[start + j, k]
-                after[start + j, k] = here[j]
-            if classes.size:
-                for j in range(count):
-                    row[j] = here[j] * class_count + classes[start + j]
-            else:
-                for j in range(count):
-                    row[j] = here[j]
-            for j in range(count):
-                bound[j] = 0
-            for n in range(networks):
-                code, cell = codes[n], cells[n]
-                if cell.size:
-                    for j in range(count):
-                        bound[j] += code[cell[start + j], k]
-                else:
-                    for j in range(count):
-                        bound[j] += code[start + j, k]
-            found = 0
-            for j in range(count):
-                r = row[j]
-                limit = base[k, r] + bound[j] * reach[k, r]
-                maybe[found] = j
-                # A byte of 255 has no upper bound.
-                found += (np.float64(words[offset + j]) < limit) | ((bound[j] >= 255) & (reach[k, r] > 0.0))
-            for m in range(found):
-                j = maybe[m]
-                i = start + j
-                s = here[j]
-                c = classes[i] if classes.size else np.int16(0)
-                word = np.int64(words[offset + j])
-                edge = -1
-                if infection_edge[s] >= 0:
-                    total = 0.0
-                    for n in range(networks):
-                        g = np.int64(cells[n][i]) if cells[n].size else i
-                        if tables[n].size:
-                            total = total + tables[n][g, k]
-                        elif not (closed[n] and g == 0):
-                            sized = sizes[n].size > 0
-                            total = total + _felt(totals[n][g, k], sized, sizes[n][g] if sized else 1.0, factors[n, k])
-                    if total > 0.0:
-                        total = total * susceptibility[c]
-                        total = total * infection_scale[s]
-                        if word < np.int64(np.floor(_one_minus_exp(total) * 4294967296.0)):
-                            edge = infection_edge[s]
-                else:
-                    for b in range(exit_edge.shape[1]):
-                        if exit_edge[s, b] < 0:
-                            break
-                        if word < exit_threshold[s, b, c, k]:
-                            edge = exit_edge[s, b]
-                            break
-                if edge >= 0:
-                    flows[edge, c, k] += 1
-                    to = target[edge]
-                    after[i, k] = to
-                    if infectious[s] != infectious[to]:
-                        changed[end] = i * lanes + k
-                        end += 1
-    return end
+                    code[reader, k] = _byte(hazard_of(total[reader, k], False, 1.0, factor[k]), scale[k])
 
 
 @dataclass(frozen=True, eq=False)
@@ -520,7 +388,8 @@ class Fused:
         # A word at or above base + reach · (sum of bytes) says that nothing happens.
         exit_threshold, base = self._exit_limits(spec, held, tables, lanes)
         reach = (plan.infection_scale[:, None] * spec.susceptibility).reshape(-1)
-        reach = np.ascontiguousarray(held.scale[:, None] * reach * MARGIN)
+        reach = held.scale[:, None] * reach * MARGIN
+        step, reach = (advance_lanes, np.ascontiguousarray(reach.T)) if lanes >= _MANY else (advance, reach)
 
         after = np.empty_like(stage)
         ids, counter, keys = tables.uniform.agents, tables.uniform.counter()[:2], tables.uniform.keys(lanes)
@@ -528,7 +397,7 @@ class Fused:
         flows = np.zeros((count, len(spec.edges), spec.class_count, lanes), dtype=np.int64)
         cuts = [
             partial(
-                _advance,
+                step,
                 edge[part],
                 edge[part + 1],
                 np.uint64(ids.first),
@@ -568,10 +437,11 @@ class Fused:
     def _exit_limits(
         self, spec: Spec, held: _Held, tables: Tables, lanes: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """`exit_limits`, and the largest of each stage and class [lanes, S · C]; as before if nothing moved them."""
+        """`exit_limits`, and the largest by stage and class as `step` reads it; as before if nothing moved them."""
         if held.exits is None or held.exits[0] is not tables.cumulative:
             limits = exit_limits(spec, tables, lanes)
-            base = np.ascontiguousarray(limits.max(axis=1).astype(np.float64).reshape(-1, lanes).T)
+            base = limits.max(axis=1).astype(np.float64).reshape(-1, lanes)
+            base = base if lanes >= _MANY else np.ascontiguousarray(base.T)
             held.exits = tables.cumulative, limits, base
         return held.exits[1:]
 

@@ -24,7 +24,7 @@ from lpm.kernels.clusters import (
     layer_of,
     race,
 )
-from lpm.kernels.cpu import _one_minus_exp
+from lpm.kernels.decisions import one_minus_exp
 
 __all__ = ["evolve", "link", "pack", "resolve", "scatter_edges", "scatter_groups", "survey"]
 
@@ -206,7 +206,7 @@ def evolve(
                         felt = felt + factor[n] * max(there, 0.0)
                     felt = felt * susceptibility[c]
                     felt = felt * infection_scale[old]
-                    if drawn < np.int64(np.floor(_one_minus_exp(felt) * SCALE)):
+                    if drawn < np.int64(np.floor(one_minus_exp(felt) * SCALE)):
                         new = target[infection_edge[old]]
                 else:
                     for b in range(exit_edge.shape[1]):
@@ -367,7 +367,7 @@ def resolve(
                         weight[q, x] *= scale * gain
                     # The reference raises the probability itself too: p/(1 − p) beside the linear networks' part.
                     hazard = hazard * susceptibility[c]
-                    p = _one_minus_exp(hazard * infection_scale[stage[i]])
+                    p = one_minus_exp(hazard * infection_scale[stage[i]])
                     weight[q, last] += gain * p / (1.0 - p)
                 for x in range(last + 1):
                     weight[q, x] *= ratio

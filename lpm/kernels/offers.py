@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.kernels.clusters import FLOOR, SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots
-from lpm.kernels.cpu import _byte, _felt, _one_minus_exp
+from lpm.kernels.cpu import _byte
+from lpm.kernels.decisions import hazard_of, one_minus_exp
 from lpm.philox import draw
 
 __all__ = ["decide_start", "encode_layer", "encode_linear", "step"]
@@ -55,7 +56,7 @@ def encode_layer(
             most = max(most, excess[q])
         felt = 0.0
         if total[g] != 0 and not (closed and g == 0):
-            felt = _felt(total[g], sized, size[g] if sized else 1.0, 1.0)
+            felt = hazard_of(total[g], sized, size[g] if sized else 1.0, 1.0)
         pressure[g] = felt
         code[g] = 0
         if felt != 0.0 or most != 0.0:
@@ -200,7 +201,7 @@ def step(
                 scale = infection_scale[s]
                 total = base_hazard * susceptibility[c]
                 total = total * scale
-                p = _one_minus_exp(total)
+                p = one_minus_exp(total)
                 limit = np.int64(np.floor(p * SCALE))
                 yes = drawn < limit
                 to = target[infection_edge[s]]
@@ -232,7 +233,7 @@ def step(
                         if held[q] == 0 or excess[q] == 0.0:
                             continue
                         other = (base_hazard + unit * excess[q]) * susceptibility[c] * scale
-                        struck = drawn < np.int64(np.floor(_one_minus_exp(max(other, 0.0)) * SCALE))
+                        struck = drawn < np.int64(np.floor(one_minus_exp(max(other, 0.0)) * SCALE))
                         if struck == yes:
                             continue
                         known = False
