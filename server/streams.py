@@ -165,9 +165,10 @@ class StreamServer:
         finally:
             for direction in directions:
                 direction.cancel()
-            await asyncio.gather(*directions, return_exceptions=True)
+            # Before anything is awaited: when a peer is gone, gRPC cancels this handler too, wherever it then waits.
             del self._outgoing[party]
             self._listener.disconnected(party)
+            await asyncio.gather(*directions, return_exceptions=True)
 
     async def _read(self, party: str, context: grpc.aio.ServicerContext) -> None:
         while (frame := await context.read()) is not grpc.aio.EOF:

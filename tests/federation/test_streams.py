@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import numpy as np
 import pytest
 from loopback import SCENARIO_HASH, Federation, in_thread
@@ -25,6 +27,7 @@ from lpm.privacy.secure_sum import Flags, Round
 from lpm.protocol import identity
 from lpm.protocol.identity import COORDINATOR, make_local_authority
 from lpm.protocol.messages import Release, Task
+from server.streams import Listener, StreamServer
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -342,6 +345,54 @@ def test_a_slow_party_is_named_when_the_deadline_passes(keys: Path) -> None:
     for party in parties.values():
         problem = party.exception(30)
         assert isinstance(problem, PeerLost) and problem.party == "queens"
+
+
+def test_a_lost_party_is_told_of_even_if_its_handler_is_cancelled_while_it_ends(keys: Path) -> None:
+    """When a peer dies, gRPC ends its stream and cancels the handler, in either order and at any moment."""
+    told: list[str] = []
+
+    class Ear(Listener):
+        def connected(self, party: str) -> bytes:
+            return b"welcome"
+
+        def frame(self, party: str, frame: bytes) -> None:
+            raise AssertionError
+
+        def disconnected(self, party: str) -> None:
+            told.append(party)
+
+    class Gone:
+        """A stream that has ended, and on which a write is slow to give up."""
+
+        def __init__(self) -> None:
+            self.giving_up = asyncio.Event()
+
+        def auth_context(self) -> dict[str, list[bytes]]:
+            return {"x509_common_name": [b"queens"]}
+
+        async def read(self) -> object:
+            await asyncio.sleep(0)  # the write begins meanwhile
+            return grpc.aio.EOF
+
+        async def write(self, frame: bytes) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.giving_up.set()
+                await asyncio.Event().wait()
+
+    async def lose() -> None:
+        own = identity.load_identity(keys / COORDINATOR, COORDINATOR)
+        server, stream = StreamServer("127.0.0.1:0", own, Ear()), Gone()
+        handler = asyncio.ensure_future(server._serve(None, stream))
+        await stream.giving_up.wait()
+        handler.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await handler
+        server.loop.close()
+
+    asyncio.run(lose())
+    assert told == ["queens"]
 
 
 def test_a_coordinator_that_stops_is_named(keys: Path) -> None:
