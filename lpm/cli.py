@@ -131,7 +131,7 @@ Deadline = Annotated[
 Device = Annotated[
     str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run contagions on a torch device.")
 ]
-_UNDER_TORCHRUN = ("simulate", "calibrate", "resume")
+_UNDER_TORCHRUN = ("simulate", "sensitivity", "calibrate", "resume")
 
 
 @app.callback(invoke_without_command=True)

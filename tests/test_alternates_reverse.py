@@ -8,6 +8,8 @@ import torch
 
 import lpm
 from lpm.bench.workload import default_values, workload
+from lpm.kernels.alternates import Alternates
+from lpm.passes import alternates_reverse
 from lpm.simulation import run
 from tests import models
 
@@ -74,7 +76,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_pass_back_is_the_transpose_of_the_pass_forward(name):
+def test_one_pass_back_is_the_transpose_of_the_pass_forward(name, monkeypatch):
     make, steps = CASES[name]
     model, theta = make()
     forward = run(model, theta, steps=steps, seed=3, derivative="alternates")
@@ -86,6 +88,17 @@ def test_one_pass_back_is_the_transpose_of_the_pass_forward(name):
     scale = np.abs(expected).max(axis=(0, 1))
     assert (scale > 0.1).all(), scale
     assert (np.abs(back.gradient - expected).max(axis=(0, 1)) <= 1e-9 * scale).all()
+
+    # A tape that is cut and made again is the same tape: cut at every step, and now and then.
+    begun, restore = [], Alternates.restore
+    monkeypatch.setattr(Alternates, "restore", lambda *args: (begun.append(1), restore(*args)))
+    monkeypatch.setattr(alternates_reverse, "TAPE_BYTES", 0)
+    for room, least, most in ((0, steps // 2, steps * 2), (30, 1, steps // 2)):
+        begun.clear()
+        monkeypatch.setattr(alternates_reverse, "TAPE_BYTES_PER_AGENT", room)
+        cut = run(model, theta, steps=steps, seed=3, derivative="alternates-reverse", cotangent=lambda outputs: weights)
+        assert least <= len(begun) <= most
+        assert np.array_equal(cut.words, back.words) and np.array_equal(cut.gradient, back.gradient)
 
 
 def test_a_contact_factor_for_each_of_a_hundred_neighbourhoods():

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
-from lpm.kernels.clusters import Day, Frame, Slots
+from lpm.kernels.clusters import Day, Frame
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
-from lpm.kernels.frames import make_flips, make_frame, make_fresh, make_ranges, make_share, make_slots
+from lpm.kernels.frames import clear_slots, make_flips, make_frame, make_fresh, make_ranges, make_share, make_slots
 from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
 from lpm.networks import Edges, Groups, Network
 from lpm.relax import thresholds
@@ -44,6 +44,9 @@ __all__ = ["Alternates", "Slopes", "layers_of"]
 
 LARGEST = 100
 """Most people of one group of a layer: the cost grows with the group, and a larger one is near enough to linear."""
+
+_KEPT = ("weight", "excess", "status", "seed", "imported")
+"""What a slot that holds somebody takes into the next step, besides its list and its links."""
 
 _STEEP = 0.95
 """Probability of leaving beyond which a flip withholds the exit rather than adds one."""
@@ -123,7 +126,7 @@ class Alternates:
         lanes: int,
     ) -> dict[str, Tensor]:
         state = self._plain.start(spec, cumulative, fixed, uniform, lanes)
-        mine = self._clusters[id(spec)] = _Clusters(spec, uniform.agents, lanes, self._parameters, self._taped)
+        mine = self._empty(spec, uniform.agents, lanes)
         for lane in range(lanes):
             mine.start(lane, state["stage"].numpy(), cumulative, fixed, self._told[id(spec)], _address(uniform))
         return state
@@ -168,8 +171,16 @@ class Alternates:
 
     def restore(self, spec: Spec, ids: Ids, lanes: int, found: Mapping[str, NDArray[Any]]) -> None:
         """Go on from a checkpoint."""
-        mine = self._clusters[id(spec)] = _Clusters(spec, ids, lanes, self._parameters, self._taped)
-        mine.restore(found)
+        self._empty(spec, ids, lanes).restore(found)
+
+    def _empty(self, spec: Spec, ids: Ids, lanes: int) -> _Clusters:
+        """A contagion without alternatives; a run that goes back and starts again keeps its memory."""
+        mine = self._clusters.get(id(spec))
+        if mine is None:
+            mine = self._clusters[id(spec)] = _Clusters(spec, ids, lanes, self._parameters, self._taped)
+        else:
+            mine.clear()
+        return mine
 
     def frame(self, spec: Spec) -> Frame:
         """What does not change in a run."""
@@ -315,8 +326,7 @@ class _Clusters:
         slots = self.slots[lane]
         active = np.flatnonzero((slots.held > 0) & (slots.status != 0)).astype(np.int32)
         held = slots.held[active]
-        begin = (np.cumsum(held) - held).astype(np.int32)
-        listed = np.repeat(slots.first[active] - begin, held) + np.arange(int(held.sum()))
+        begin, listed = (np.cumsum(held) - held).astype(np.int32), _listed(slots.first[active], held)
         return active, begin, held, self.member[lane][listed], self.alternative[lane][listed]
 
     def _make_room(self, lane: int) -> list[NDArray[np.float64]]:
@@ -532,26 +542,55 @@ class _Clusters:
         return total
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        """All that the next step needs, by name."""
+        """All that the next step needs, by name: of slots that hold somebody, compactly."""
         found: dict[str, NDArray[Any]] = {"count": self.count.copy()}
         for lane, slots in enumerate(self.slots):
-            found |= {f"{lane}:{name}": array.copy() for name, array in slots._asdict().items()}
-            used = int(self.ends[lane].max(initial=0))
-            found |= {
-                f"{lane}:member": self.member[lane][:used].copy(),
-                f"{lane}:alternative": self.alternative[lane][:used].copy(),
+            slot = np.flatnonzero(slots.held).astype(np.int32)
+            held = slots.held[slot]
+            listed = _listed(slots.first[slot], held)
+            parts = {
+                "slot": slot,
+                # A group has at most `LARGEST` people.
+                "held": held.astype(np.uint8),
+                "member": self.member[lane][listed],
+                "alternative": self.alternative[lane][listed],
+                **{name: getattr(slots, name)[slot] for name in _KEPT},
             }
+            # Only whether a link stands matters; which generation it stands with doesn't.
+            source, link = slots.source[slot], slots.link[slot]
+            parts["source"] = np.where((source >= 0) & (link == slots.generation[source]), source, -1)
+            found |= {f"{lane}:{name}": array for name, array in parts.items()}
         return found
 
     def restore(self, found: Mapping[str, NDArray[Any]]) -> None:
-        """The inverse of `snapshot`."""
-        self.count = found["count"].copy()
-        for lane in range(len(self.slots)):
-            self.slots[lane] = Slots(**{name: found[f"{lane}:{name}"].copy() for name in Slots._fields})
-            self.member[lane] = found[f"{lane}:member"].astype(np.int32)
-            self.alternative[lane] = found[f"{lane}:alternative"].astype(np.int8)
+        """The inverse of `snapshot`, where nobody has alternatives yet."""
+        self.count[:] = found["count"]
+        for lane, slots in enumerate(self.slots):
+            slot, held = found[f"{lane}:slot"], found[f"{lane}:held"].astype(np.int32)
+            slots.held[slot] = held
+            slots.first[slot] = np.cumsum(held) - held
+            for name in _KEPT:
+                getattr(slots, name)[slot] = found[f"{lane}:{name}"]
+            source = found[f"{lane}:source"]
+            slots.source[slot], slots.link[slot] = source, np.where(source >= 0, 0, -1)
+            self.member[lane] = found[f"{lane}:member"].copy()
+            self.alternative[lane] = found[f"{lane}:alternative"].copy()
             # Whoever goes on may have other threads: the lists are copied before anything is added.
             self.ends[lane][:], self.limits[lane][:] = self.member[lane].size, 0
+
+    def clear(self) -> None:
+        """Without alternatives, as at the start, in the same memory."""
+        for lane, slots in enumerate(self.slots):
+            clear_slots(slots)
+            self.member[lane], self.alternative[lane] = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int8)
+            self.ends[lane][:], self.limits[lane][:] = 0, 0
+        self.flow[:], self.count[:] = 0.0, 0.0
+
+
+def _listed(first: NDArray[np.int32], held: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where the entries of some slots stand in the lists, one slot after another."""
+    begin = np.cumsum(held) - held
+    return np.repeat(first - begin, held) + np.arange(int(held.sum()))
 
 
 def _address(uniform: Address) -> NDArray[np.uint64]:

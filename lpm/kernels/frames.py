@@ -17,7 +17,7 @@ from lpm.kernels.spec import Spec
 from lpm.networks import Edges, Groups, Network
 from lpm.rng import Ids
 
-__all__ = ["make_flips", "make_frame", "make_fresh", "make_ranges", "make_share", "make_slots"]
+__all__ = ["clear_slots", "make_flips", "make_frame", "make_fresh", "make_ranges", "make_share", "make_slots"]
 
 
 def make_share(network: Network, size: Tensor | None) -> NDArray[np.float64]:
@@ -82,6 +82,13 @@ def make_slots(slots: int, parameters: int, layers: int) -> Slots:
         winner=np.full(slots, clusters.NOBODY, dtype=np.int32),
         head=np.full(slots, -1, dtype=np.int32),
     )
+
+
+def clear_slots(slots: Slots) -> None:
+    """Take the alternatives out of slots, as `make_slots` makes them."""
+    empty = make_slots(1, slots.weight.shape[1] - 1, slots.source.shape[1])
+    for name, value in empty._asdict().items():
+        getattr(slots, name)[:] = value
 
 
 def make_frame(spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int]) -> Frame:

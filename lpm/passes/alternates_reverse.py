@@ -4,11 +4,16 @@ The run carries the reference weight alone, one more word per cell of a shared s
 (`lpm.kernels.adjoint`). The way back carries one number per slot; what reaches the tables and factors of a contagion
 goes on through torch to parameters, the environment and opened sums, and the cotangents of sums are added up in one
 more round per step, as those of the tangent are.
+
+A long run's tape would not fit in memory. So the run is cut into segments wherever the tape has grown too long: of a
+segment that is over, what it began with is kept, stages and alternatives, and its tape is made again when the way back
+comes to it, from the sums opened then and without a round. It is the same tape, so the cuts change no bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +37,33 @@ __all__ = ["AlternatesReverse"]
 
 Floats = NDArray[np.float64]
 
+TAPE_BYTES_PER_AGENT = 130
+"""How long a segment's tape may grow, in each lane."""
+
+TAPE_BYTES = 1 << 27
+"""A tape so long is never cut: making it again takes time, and a small population has room."""
+
+_REFERENCE = "~reference"
+_START = -1
+"""The start comes before step 0 and has a tape too."""
+
+
+@dataclass
+class _Segment:
+    """A part of the run.
+
+    Attributes:
+        first: its first step.
+        carry: what it began with, besides alternatives; nothing at the start.
+        alternatives: with which it began, compactly.
+        tapes: what each of its steps did to the weights, by contagion and lane; None once the segment is over.
+    """
+
+    first: int
+    carry: Arrays = field(default_factory=dict)
+    alternatives: dict[str, NDArray[Any]] = field(default_factory=dict)
+    tapes: list[dict[str, dict[int, Tape]]] | None = field(default_factory=list)
+
 
 class AlternatesReverse(Plain):
     """Values and the reference weight forwards, cotangents back."""
@@ -40,9 +72,12 @@ class AlternatesReverse(Plain):
         super().__init__(loop, rounds)
         self.contagions = Contagions(loop)
         self.executor = self.contagions.executor
-        # What each step began with, and what the start and each step did to the weights, by contagion and lane.
+        # What each step began with, and the sums and references that were opened in it.
         self.kept: Kept = []
-        self.tapes: list[dict[str, dict[int, Tape]]] = []
+        self.segments = [_Segment(_START)]
+        agents = sum(each.spec.agents for each in self.contagions.all)
+        self._room = max(TAPE_BYTES, TAPE_BYTES_PER_AGENT * agents * loop.lanes)
+        self._used = 0
 
     def _tell(self, told: list[Told], reference: Mapping[str, Floats]) -> None:
         """The contagions carry no parameter's weight: derivatives of what they are told have no columns."""
@@ -60,26 +95,70 @@ class AlternatesReverse(Plain):
             self.executor.tell(contagion.spec, slopes)
 
     def _take_tapes(self) -> None:
-        self.tapes.append({each.name: self.executor.take_tapes(each.spec) for each in self.contagions.all})
+        taken = {each.name: self.executor.take_tapes(each.spec) for each in self.contagions.all}
+        tapes = self.segments[-1].tapes
+        assert tapes is not None
+        tapes.append(taken)
+        self._used += sum(array.nbytes for lanes in taken.values() for tape in lanes.values() for array in tape)
+
+    def _cut(self, t: int) -> None:
+        """Begin a segment with step t; the tape of the one before is forgotten."""
+        self.segments[-1].tapes = None
+        self.segments.append(_Segment(t, self.carry, self.contagions.snapshot()))
+        self._used = 0
 
     def start(self) -> None:
-        self._tell(self.contagions.told_first(self.loop.theta)[0], {})
-        super().start()
+        self._start()
         self.contagions.require_followed(self.carry)
+        self.rounds.see(self.loop.env(self.carry))
+
+    def _start(self) -> None:
+        self._tell(self.contagions.told_first(self.loop.theta)[0], {})
+        self.carry = self.loop.start(self.loop.theta)
         self._take_tapes()
 
     def step(self, t: int) -> Arrays:
-        theta, env = self.loop.theta, environment(self.carry)
-        summed = self.loop.emit(t, theta, self.carry)
+        if self._used > self._room:
+            self._cut(t)
+        summed = self.loop.emit(t, self.loop.theta, self.carry)
         emitted = self.contagions.emitted(self.carry)
-        sums, opened = self.open(t, summed, {f"{key}~reference": value[..., 0] for key, value in emitted.items()})
-        self.kept.append((env, sums))
-        reference = {key: opened[f"{key}~reference"][..., None] for key in sums}
+        sums, opened = self.open(t, summed, {f"{key}{_REFERENCE}": value[..., 0] for key, value in emitted.items()})
+        references = {key: torch.from_numpy(value) for key, value in opened.items()}
+        self.kept.append((environment(self.carry), sums | references))
+        records = self._step(t)
+        self.rounds.see(self.loop.env(self.carry))
+        return records
+
+    def _given(self, t: int) -> tuple[Arrays, Arrays, dict[str, Floats]]:
+        """The environment with which a step began, the sums opened in it, and their references [cells, lanes, 1]."""
+        env, opened = self.kept[t]
+        sums = {key: value for key, value in opened.items() if not key.endswith(_REFERENCE)}
+        return env, sums, {key: opened[f"{key}{_REFERENCE}"].numpy()[..., None] for key in sums}
+
+    def _step(self, t: int) -> Arrays:
+        """What happens between two rounds, the first time and again."""
+        theta = self.loop.theta
+        env, sums, reference = self._given(t)
         self._tell(self.contagions.told(t, theta, env, sums)[0], reference)
         self.carry, records = self.loop.advance(t, theta, self.carry, sums)
         self._take_tapes()
-        self.rounds.see(self.loop.env(self.carry))
         return records
+
+    def _tape(self, t: int) -> dict[str, dict[int, Tape]]:
+        """What step t did to the weights; asked for once each, from the last step to the start."""
+        while self.segments[-1].first > t:
+            self.segments.pop()
+        segment = self.segments[-1]
+        if segment.tapes is None:
+            segment.tapes = []
+            if segment.first == _START:
+                self._start()
+            else:
+                self.carry = segment.carry
+                self.contagions.restore(self.loop, segment.alternatives)
+            for again in range(max(segment.first, 0), t + 1):
+                self._step(again)
+        return segment.tapes.pop()
 
     def finish(self, words: NDArray[np.int64], cotangent: Any) -> dict[str, Any]:
         pulled = torch.tensor(cotangent(ring.decode(words)), dtype=torch.float64)
@@ -96,10 +175,11 @@ class AlternatesReverse(Plain):
             for key, value in environment(self.carry).items()
         }
         for t in reversed(range(len(self.kept))):
-            env, sums = self.kept[t]
+            env, sums, _ = self._given(t)
             (by_records,) = vmap(pull_records)(pulled[:, t])
+            taken = self._tape(t)
             for name, each in back.items():
-                each.step(self.tapes[t + 1][name], by_records)
+                each.step(taken[name], by_records)
             seen = vjp(lambda theta, env, sums, t=t: self.contagions.told(t, theta, env, sums), theta, env, sums)
             told, pull_told = seen[0][0], seen[1]
             told_back = [each.told(*parts) for each, parts in zip(back.values(), told, strict=True)]
@@ -113,8 +193,9 @@ class AlternatesReverse(Plain):
                 _, opened = self.rounds.add("adjoint", t, {}, named)
                 for each in back.values():
                     each.receive({key: np.stack([opened[f"{key}^{b}"] for b in range(batch)]) for key in sums})
+        taken = self._tape(_START)
         for name, each in back.items():
-            each.start(self.tapes[0][name])
+            each.start(taken[name])
         seen = vjp(self.contagions.told_first, theta)
         told, pull_told = seen[0][0], seen[1]
         told_back = [each.told_first(*parts) for each, parts in zip(back.values(), told, strict=True)]
@@ -122,30 +203,32 @@ class AlternatesReverse(Plain):
         return {"gradient": (total + by_theta).numpy()}
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        tapes = {
-            f"tape:{t}:{lane}:{field}:{name}": array
-            for t, by_name in enumerate(self.tapes)
-            for name, by_lane in by_name.items()
-            for lane, tape in by_lane.items()
-            for field, array in tape._asdict().items()
+        begun = {
+            f"segment:{segment.first}:{name}": array
+            for segment in self.segments[1:]
+            for name, array in [
+                *((f"carry:{key}", value.numpy()) for key, value in segment.carry.items()),
+                *segment.alternatives.items(),
+            ]
         }
-        return super().snapshot() | self.contagions.snapshot() | pack_kept(self.kept) | tapes
+        return super().snapshot() | self.contagions.snapshot() | pack_kept(self.kept) | begun
 
     def restore(self, found: Mapping[str, Any]) -> None:
         super().restore(found)
         self.contagions.restore(self.loop, found)
         self.kept = unpack_kept(found)
-        fields: list[dict[str, dict[int, dict[str, Any]]]] = [
-            {each.name: {} for each in self.contagions.all} for _ in range(len(self.kept) + 1)
-        ]
+        begun: dict[int, _Segment] = {}
         for name, value in found.items():
-            if name.startswith("tape:"):
-                _, t, lane, field, contagion = name.split(":", 4)
-                fields[int(t)][contagion].setdefault(int(lane), {})[field] = value
-        self.tapes = [
-            {name: {lane: Tape(**arrays) for lane, arrays in by_lane.items()} for name, by_lane in step.items()}
-            for step in fields
-        ]
+            if name.startswith("segment:"):
+                _, first, rest = name.split(":", 2)
+                segment = begun.setdefault(int(first), _Segment(int(first), tapes=None))
+                if rest.startswith("carry:"):
+                    segment.carry[rest[6:]] = torch.from_numpy(value.copy())
+                else:
+                    segment.alternatives[rest] = value
+        self.segments = [_Segment(_START, tapes=None), *(begun[first] for first in sorted(begun))]
+        # Tapes are not part of a checkpoint: what was underway is over, and what follows is a segment of its own.
+        self._cut(len(self.kept))
 
 
 class _Back:

@@ -80,8 +80,10 @@ class DistributedWorld:
             return None
         places = [np.flatnonzero(self._rank_of == each) for each in range(self.parties)]
         found: dict[str, Any] = {}
-        for name, first in parts[0].items():
-            pieces = [part[name]["value"] for part in parts if name in part]
+        for name in dict.fromkeys(name for part in parts for name in part):
+            # What is of a shard alone need not be there at every rank.
+            held = {rank: part[name] for rank, part in enumerate(parts) if name in part}
+            first, pieces = next(iter(held.values())), [each["value"] for each in held.values()]
             if first["kind"] == "sum":
                 found[name] = sum(pieces[1:], start=pieces[0])
             elif first["kind"] == "agents":
@@ -89,7 +91,7 @@ class DistributedWorld:
             elif first["kind"] == "same":
                 found[name] = first["value"]
             else:
-                found |= {f"own:{rank}/{self.parties}:{name}": piece for rank, piece in enumerate(pieces)}
+                found |= {f"own:{rank}/{self.parties}:{name}": each["value"] for rank, each in held.items()}
         return found
 
     def parted(self, found: Mapping[str, Any] | None, spread: Spread) -> Mapping[str, Any] | None:
