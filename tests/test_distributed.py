@@ -106,7 +106,7 @@ def test_alternates_go_on_with_as_many_ranks_as_before(
 ) -> None:
     # Each rank cuts its tape where it has grown too long, which is in other steps than at another.
     monkeypatch.setattr(alternates_reverse, "TAPE_BYTES", 0)
-    monkeypatch.setattr(alternates_reverse, "TAPE_BYTES_PER_AGENT", 20)
+    monkeypatch.setattr(alternates_reverse, "TAPE_BYTES_PER_AGENT", 8)
     model, states = models.town(120), []
     theta = theta_of(model)
     asked: dict[str, Any] = {"steps": 8, "seed": 3, "derivative": derivative}

@@ -11,16 +11,20 @@ nothing, neither room on the tape nor time on the way back, and the tape grows w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.clusters import GONE, NOBODY, OLD, Day, Flips, Frame, Fresh, Slots, layer_of
+from lpm.kernels.clusters import BARE, GONE, NOBODY, OLD, Day, Flips, Frame, Fresh, Slots, layer_of
+from lpm.kernels.cpu import share_out
 from lpm.kernels.evolution import uncounted_seed
 
-__all__ = ["Cotangents", "Tape", "gather_edges", "pull", "record", "shifts"]
+__all__ = ["Before", "Cotangents", "Tape", "before", "gather_edges", "pull", "record", "shifts"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -38,13 +42,13 @@ class Tape(NamedTuple):
         moved_slot: slots in which somebody moved, in the alternative or in truth [moves].
         moved_agent: who [moves].
         moved: stage in the alternative before and after, in truth before and after [moves, 4].
-        slot: slots whose weight changed [turns].
+        slot: slots whose weight changed, in their order [turns].
         kind: gone, scaled, flip or import [turns].
         ratio: of the new weight to what it was made of [turns].
-        origin: the source's slot (import) or the place among the flips; else −1 [turns].
-        first: where the list of what the slot held begins [turns + 1].
-        member: who differed just before [listed].
+        held: how many of those whom the slot held count [turns].
+        member: who differed just before, turn after turn [listed].
         stages: where, in the alternative and in truth [listed, 2].
+        origin: the source's slot (import) or the place among the flips, of one turn of these kinds after another.
         flip_agent: whose decision it was [flips].
         flip_stages: before, in the alternative and in truth after [flips, 3].
         flip_branch: −1 for an infection, else which exit [flips].
@@ -60,10 +64,10 @@ class Tape(NamedTuple):
     slot: Slots32
     kind: Stages
     ratio: Floats
-    origin: Slots32
-    first: Slots32
+    held: NDArray[np.uint8]
     member: Slots32
     stages: Stages
+    origin: Slots32
     flip_agent: Slots32
     flip_stages: Stages
     flip_branch: Stages
@@ -95,6 +99,75 @@ class Cotangents(NamedTuple):
     exits: Floats
 
 
+class Before(NamedTuple):
+    """Slots in which somebody may move, and what they held before the step, which they then change in place.
+
+    Attributes:
+        slot: which, in their order [slots].
+        first: where the copy of a slot's list begins [slots + 1].
+        member: who [listed].
+        alternative: where [listed].
+    """
+
+    slot: Slots32
+    first: Slots32
+    member: Slots32
+    alternative: Stages
+
+
+def before(slots: Slots, member: Slots32, alternative: Stages) -> Before:
+    """Copy the lists that may change in the step.
+
+    Args:
+        slots: before it.
+        member: lists of who differs.
+        alternative: where they are.
+    """
+    count, room = _moving(slots.status, slots.held)
+    copy = Before(
+        np.empty(count, dtype=np.int32),
+        np.zeros(count + 1, dtype=np.int32),
+        np.empty(room, dtype=np.int32),
+        np.empty(room, dtype=np.int8),
+    )
+    _copy(slots.status, slots.held, slots.first, member, alternative, *copy)
+    return copy
+
+
+@nb.njit(**BARE)
+def _moving(status: NDArray[np.uint8], held: Slots32) -> tuple[int, int]:
+    count, room = 0, 0
+    for q in range(status.shape[0]):
+        if status[q] != 0 and held[q] > 0:
+            count += 1
+            room += held[q]
+    return count, room
+
+
+@nb.njit(**BARE)
+def _copy(
+    status: NDArray[np.uint8],
+    held: Slots32,
+    first: Slots32,
+    member: Slots32,
+    alternative: Stages,
+    to_slot: Slots32,
+    to_first: Slots32,
+    to_member: Slots32,
+    to_alternative: Stages,
+) -> None:
+    a, end = 0, 0
+    for q in range(status.shape[0]):
+        if status[q] != 0 and held[q] > 0:
+            to_slot[a] = q
+            for m in range(first[q], first[q] + held[q]):
+                to_member[end] = member[m]
+                to_alternative[end] = alternative[m]
+                end += 1
+            a += 1
+            to_first[a] = end
+
+
 def record(
     stage: Stages,
     after: Stages,
@@ -103,9 +176,10 @@ def record(
     slots: Slots,
     flips: Flips,
     fresh: Fresh,
-    old: tuple[NDArray[Any], ...],
+    old: Before,
     member: Slots32,
     alternative: Stages,
+    threads: int,
 ) -> Tape:
     """Write down a step, once all alternatives have stepped and competed and before any weight changes.
 
@@ -117,56 +191,50 @@ def record(
         slots: alternatives after their step.
         flips: of the step.
         fresh: of the step.
-        old: slots in which somebody may move, `first` and `held`, `member` and `alternative` before the step.
+        old: what changed in the step.
         member: who differs after the step.
         alternative: where they are.
+        threads: that may work on it.
     """
-    active, first, held, old_member, old_alternative = old
-    room = int(held.sum()) + int(np.diff(fresh.span, axis=1).sum())
+    room = int(old.first[-1]) + int(np.diff(fresh.span, axis=1).sum())
     moved_slot, moved_agent = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32)
     moved = np.empty((room, 4), dtype=np.int8)
-    moves = _moves(
-        stage,
-        after,
-        frame.first_slot,
-        slots,
-        active,
-        first,
-        held,
-        old_member,
-        old_alternative,
-        member,
-        alternative,
-        moved_slot,
-        moved_agent,
-        moved,
-    )
     touched = np.flatnonzero(slots.winner != NOBODY).astype(np.int32)
-    most, direct, room = touched.size, flips.agent.size, int(slots.held[touched].sum())
+    most, room = touched.size, int(slots.held[touched].sum())
     slot, kind, ratio = np.empty(most, dtype=np.int32), np.empty(most, dtype=np.int8), np.empty(most)
-    origin, begin = np.empty(most, dtype=np.int32), np.zeros(most + 1, dtype=np.int32)
-    listed, stages = np.empty(room, dtype=np.int32), np.empty((room, 2), dtype=np.int8)
-    place = np.full(direct, -1, dtype=np.int32)
-    turns, used = _turns(
-        after,
-        frame.first_slot,
-        slots,
-        flips,
-        fresh,
-        touched,
-        member,
-        alternative,
-        slot,
-        kind,
-        ratio,
-        origin,
-        begin,
-        listed,
-        stages,
-        place,
+    held, origin, winners = (
+        np.empty(most, dtype=np.uint8),
+        np.empty(most, dtype=np.int32),
+        np.empty(most, dtype=np.int32),
     )
-    winners = np.flatnonzero(place >= 0)
-    winners = winners[np.argsort(place[winners])]
+    listed, stages = np.empty(room, dtype=np.int32), np.empty((room, 2), dtype=np.int8)
+    place = np.empty(flips.agent.size, dtype=np.int32)
+    first_slot = frame.first_slot
+    jobs: list[Callable[[], Any]] = [
+        partial(_moves, stage, after, first_slot, slots, *old, member, alternative, moved_slot, moved_agent, moved),
+        partial(
+            _turns,
+            after,
+            first_slot,
+            slots,
+            flips,
+            fresh,
+            touched,
+            member,
+            alternative,
+            slot,
+            kind,
+            ratio,
+            held,
+            listed,
+            stages,
+            origin,
+            winners,
+            place,
+        ),
+    ]
+    moves, (turns, used, origins, won) = share_out(jobs, threads)
+    winners = winners[:won]
     who, branch = flips.agent[winners], flips.branch[winners]
     # The start, which nobody is infected by, has no pressure.
     felt = day.pressure[frame.cells[who]] if day.pressure.size else np.zeros((who.size, 0))
@@ -178,10 +246,10 @@ def record(
         slot[:turns].copy(),
         kind[:turns].copy(),
         ratio[:turns].copy(),
-        origin[:turns].copy(),
-        begin[: turns + 1].copy(),
+        held[:turns].copy(),
         listed[:used].copy(),
         stages[:used].copy(),
+        origin[:origins].copy(),
         who,
         np.stack([stage[who], flips.stage[winners], after[who]], axis=1),
         branch,
@@ -192,15 +260,14 @@ def record(
     )
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def _moves(
     stage: Stages,
     after: Stages,
     first_slot: Ints,
     slots: Slots,
     active: Slots32,
-    first: Ints,
-    held: Slots32,
+    first: Slots32,
     old_member: Slots32,
     old_alternative: Stages,
     member: Slots32,
@@ -216,7 +283,7 @@ def _moves(
         uncounted = uncounted_seed(slots.seed[q], slots.imported[q], layer_of(first_slot, q))
         # Those who still differ come in the order they had, those who differ from now on after them.
         at, end = slots.first[q], slots.first[q] + slots.held[q]
-        last = first[a] + held[a]
+        last = first[a + 1]
         m = first[a]
         while m < last or at < end:
             if m < last:
@@ -242,7 +309,7 @@ def _moves(
     return found
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def _turns(
     after: Stages,
     first_slot: Ints,
@@ -255,26 +322,26 @@ def _turns(
     slot: Slots32,
     kind: Stages,
     ratio: Floats,
-    origin: Slots32,
-    begin: Slots32,
+    held: NDArray[np.uint8],
     listed: Slots32,
     stages: Stages,
+    origin: Slots32,
+    winners: Slots32,
     place: Slots32,
-) -> tuple[int, int]:
-    """Slots whose weight changes, with what they hold; returns how many, and the length of the lists.
+) -> tuple[int, int, int, int]:
+    """Slots whose weight changes, with what they hold; returns the lengths of turns, lists, origins and winners.
 
     Args:
-        place: receives the place of each flip that won [flips].
+        place: room for each flip's place among the winners, whatever it holds [flips].
     """
-    weight, total, winner = slots.weight, slots.total, slots.winner
+    weight, total, winner, holding, first = slots.weight, slots.total, slots.winner, slots.held, slots.first
     last, direct = weight.shape[1] - 1, flips.agent.shape[0]
-    turns, won, used = 0, 0, 0
+    turns, used, origins, won = 0, 0, 0, 0
     for a in range(touched.shape[0]):
         q = touched[a]
         w = winner[q]
-        origin[turns] = -1
         if w == GONE:
-            if slots.held[q] == 0:
+            if holding[q] == 0:
                 continue
             kind[turns], ratio[turns] = _GONE, 0.0
         elif w == OLD:
@@ -285,33 +352,39 @@ def _turns(
                 continue
             kind[turns], ratio[turns] = _SCALED, scale
         elif w < direct:
-            if place[w] < 0:
-                place[w] = won
+            # A flip may win in several layers. `place` says where it then stands, if that place is its own.
+            k = place[w]
+            if k < 0 or k >= won or winners[k] != w:
+                k = won
+                place[w], winners[won] = k, w
                 won += 1
-            kind[turns], ratio[turns], origin[turns] = _FLIP, total[q] / flips.size[w], place[w]
+            kind[turns], ratio[turns], origin[origins] = _FLIP, total[q] / flips.size[w], k
+            origins += 1
         else:
             source = fresh.slot[w - direct]
-            kind[turns], ratio[turns], origin[turns] = _IMPORT, total[q] / abs(weight[source, last]), source
+            kind[turns], ratio[turns], origin[origins] = _IMPORT, total[q] / abs(weight[source, last]), source
+            origins += 1
         slot[turns] = q
         uncounted = uncounted_seed(slots.seed[q], slots.imported[q], layer_of(first_slot, q))
-        for m in range(slots.first[q], slots.first[q] + slots.held[q]):
+        begin = used
+        for m in range(first[q], first[q] + holding[q]):
             i = member[m]
             if i != uncounted:
                 listed[used] = i
                 stages[used, 0] = alternative[m]
                 stages[used, 1] = after[i]
                 used += 1
+        held[turns] = used - begin
         turns += 1
-        begin[turns] = used
-    return turns, used
+    return turns, used, origins, won
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
+@nb.njit(**BARE, inline="always")
 def _class(classes: NDArray[np.int16], i: int) -> int:
     return int(classes[i]) if classes.shape[0] > 0 else 0
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE, inline="always")
 def _add_worth(
     to: Floats,
     at: int,
@@ -331,20 +404,19 @@ def _add_worth(
     Args:
         shift: from a network's cells to rows of `reach`; `_LAYER` for layers, whose sums are followed [networks].
     """
-    if one == other:
-        return
-    c = _class(classes, i)
-    for b in range(to.shape[1]):
-        to[at, b] += sign * (people[one, c, b] - people[other, c, b])
-    for n in range(shift.shape[0]):
-        d = infectivity[n, one] - infectivity[n, other]
-        if shift[n] != _LAYER and d != 0.0:
-            row = cells[i, n] + shift[n]
-            for b in range(to.shape[1]):
-                to[at, b] += sign * d * reach[row, b]
+    if one != other:
+        c = _class(classes, i)
+        for b in range(to.shape[1]):
+            to[at, b] += sign * (people[one, c, b] - people[other, c, b])
+        for n in range(shift.shape[0]):
+            d = infectivity[n, one] - infectivity[n, other]
+            if shift[n] != _LAYER and d != 0.0:
+                row = cells[i, n] + shift[n]
+                for b in range(to.shape[1]):
+                    to[at, b] += sign * d * reach[row, b]
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE, inline="always")
 def _add_flow(to: Floats, at: int, sign: float, c: int, source: int, end: int, edge_of: Ints, flow: Floats) -> None:
     if source != end:
         e = edge_of[source, end]
@@ -352,8 +424,7 @@ def _add_flow(to: Floats, at: int, sign: float, c: int, source: int, end: int, e
             to[at, b] += sign * flow[e, c, b]
 
 
-@nb.njit(nogil=True, cache=True)
-def pull(frame: Frame, shift: Ints, tape: Tape, back: Cotangents) -> None:
+def pull(frame: Frame, shift: Ints, tape: Tape, back: Cotangents, threads: int) -> None:
     """Take the cotangents of one lane back over a step.
 
     Args:
@@ -361,57 +432,127 @@ def pull(frame: Frame, shift: Ints, tape: Tape, back: Cotangents) -> None:
         shift: see `shifts`.
         tape: of the step.
         back: `slot`, `factor`, `linear` and `exits` are changed.
+        threads: that may work on it; each has slots of its own.
+    """
+    taken = np.zeros((tape.origin.size, back.slot.shape[1]))
+    made = tape.kind >= _FLIP
+    cuts = np.linspace(0, tape.slot.size, threads + 1).astype(np.int64)
+    jobs = [
+        partial(
+            _pull_turns,
+            int(low),
+            int(high),
+            int(tape.held[:low].sum(dtype=np.int64)),
+            int(np.count_nonzero(made[:low])),
+            frame,
+            shift,
+            tape,
+            back,
+            taken,
+            np.zeros((1, back.slot.shape[1])),
+        )
+        for low, high in pairwise(cuts)
+    ]
+    share_out(jobs, threads)
+    _pull_origins(frame, shift, tape, back, taken)
+    # All moves in a slot are one thread's.
+    edges = [0, *(_begin_of_slot(tape.moved_slot, k * tape.moved_slot.size // threads) for k in range(1, threads))]
+    edges.append(tape.moved_slot.size)
+    share_out([partial(_pull_moves, low, high, frame, shift, tape, back) for low, high in pairwise(edges)], threads)
+
+
+def _begin_of_slot(slot: Slots32, k: int) -> int:
+    return int(np.searchsorted(slot, slot[k])) if slot.size else 0
+
+
+@nb.njit(**BARE)
+def _pull_turns(
+    low: int,
+    high: int,
+    begin: int,
+    place: int,
+    frame: Frame,
+    shift: Ints,
+    tape: Tape,
+    back: Cotangents,
+    taken: Floats,
+    worth: Floats,
+) -> None:
+    """The turns `low` to `high` − 1, whose lists begin at `begin` and whose origins at `place`; `worth` is room [1, B].
+
+    Args:
+        taken: receives what goes to the origins [origins, B].
     """
     classes, cells, infectivity, edge_of = frame.classes, frame.cells, frame.infectivity, frame.edge_of
-    slot, kind, ratio, origin, begin = tape.slot, tape.kind, tape.ratio, tape.origin, tape.first
+    slot, kind, ratio, held, member, stages = tape.slot, tape.kind, tape.ratio, tape.held, tape.member, tape.stages
     adjoint, people, reach, flow = back.slot, back.people, back.reach, back.flow
-    turns, batch = slot.shape[0], adjoint.shape[1]
-    taken = np.zeros((turns, batch))
-    worth = np.zeros((1, batch))
-    for e in range(turns):
+    batch, second_layer = adjoint.shape[1], frame.first_slot[1]
+    for e in range(low, high):
         q = slot[e]
-        worth[:] = 0.0
-        for m in range(begin[e], begin[e + 1]):
-            one, other = tape.stages[m, 0], tape.stages[m, 1]
-            _add_worth(worth, 0, 1.0, tape.member[m], one, other, classes, cells, shift, infectivity, people, reach)
+        for b in range(batch):
+            worth[0, b] = 0.0
+        for m in range(begin, begin + held[e]):
+            one, other = stages[m, 0], stages[m, 1]
+            _add_worth(worth, 0, 1.0, member[m], one, other, classes, cells, shift, infectivity, people, reach)
+        begin += held[e]
         if kind[e] == _SCALED:
             for b in range(batch):
                 adjoint[q, b] = ratio[e] * (adjoint[q, b] + worth[0, b]) - worth[0, b]
             continue
-        for b in range(batch):
-            taken[e, b] = adjoint[q, b]
-            adjoint[q, b] = -worth[0, b]
-        if kind[e] == _FLIP and q < frame.first_slot[1]:
-            # Only in the first layer does the seed of a flip count.
-            f = origin[e]
-            i = tape.flip_agent[f]
-            before, one, other = tape.flip_stages[f, 0], tape.flip_stages[f, 1], tape.flip_stages[f, 2]
-            _add_worth(taken, e, 1.0, i, one, other, classes, cells, shift, infectivity, people, reach)
-            _add_flow(taken, e, 1.0, _class(classes, i), before, one, edge_of, flow)
-            _add_flow(taken, e, -1.0, _class(classes, i), before, other, edge_of, flow)
-        for b in range(batch):
-            taken[e, b] *= ratio[e]
-    for e in range(turns):
-        if kind[e] == _IMPORT:
+        if kind[e] != _GONE:
             for b in range(batch):
-                adjoint[origin[e], b] += taken[e, b]
-        elif kind[e] == _FLIP:
-            f = origin[e]
+                taken[place, b] = adjoint[q, b]
+            if kind[e] == _FLIP and q < second_layer:
+                # Only in the first layer does the seed of a flip count.
+                f = tape.origin[place]
+                i = tape.flip_agent[f]
+                before, one, other = tape.flip_stages[f, 0], tape.flip_stages[f, 1], tape.flip_stages[f, 2]
+                _add_worth(taken, place, 1.0, i, one, other, classes, cells, shift, infectivity, people, reach)
+                _add_flow(taken, place, 1.0, _class(classes, i), before, one, edge_of, flow)
+                _add_flow(taken, place, -1.0, _class(classes, i), before, other, edge_of, flow)
+            for b in range(batch):
+                taken[place, b] *= ratio[e]
+            place += 1
+        for b in range(batch):
+            adjoint[q, b] = -worth[0, b]
+
+
+@nb.njit(**BARE)
+def _pull_origins(frame: Frame, shift: Ints, tape: Tape, back: Cotangents, taken: Floats) -> None:
+    """What new weights were made of: a source's weight, or what the contagion was told."""
+    classes, cells, batch = frame.classes, frame.cells, taken.shape[1]
+    place = 0
+    for e in range(tape.kind.shape[0]):
+        if tape.kind[e] == _IMPORT:
+            for b in range(batch):
+                back.slot[tape.origin[place], b] += taken[place, b]
+            place += 1
+        elif tape.kind[e] == _FLIP:
+            f = tape.origin[place]
             i, branch = tape.flip_agent[f], tape.flip_branch[f]
             if branch >= 0:
                 for b in range(batch):
-                    back.exits[tape.flip_stages[f, 0], branch, _class(classes, i), b] += taken[e, b]
-                continue
-            for n in range(shift.shape[0]):
-                for b in range(batch):
-                    back.factor[n, b] += taken[e, b] * tape.gain[f] * tape.pressure[f, n]
-                if shift[n] != _LAYER:
-                    row = cells[i, n] + shift[n]
+                    back.exits[tape.flip_stages[f, 0], branch, _class(classes, i), b] += taken[place, b]
+            else:
+                for n in range(shift.shape[0]):
                     for b in range(batch):
-                        back.linear[row, b] += taken[e, b] * tape.gain[f]
-    for k in range(tape.moved_slot.shape[0]):
-        q, i = tape.moved_slot[k], tape.moved_agent[k]
-        old, new, stage, after = tape.moved[k, 0], tape.moved[k, 1], tape.moved[k, 2], tape.moved[k, 3]
+                        back.factor[n, b] += taken[place, b] * tape.gain[f] * tape.pressure[f, n]
+                    if shift[n] != _LAYER:
+                        row = cells[i, n] + shift[n]
+                        for b in range(batch):
+                            back.linear[row, b] += taken[place, b] * tape.gain[f]
+            place += 1
+
+
+@nb.njit(**BARE)
+def _pull_moves(low: int, high: int, frame: Frame, shift: Ints, tape: Tape, back: Cotangents) -> None:
+    """The moves `low` to `high` − 1."""
+    classes, cells, infectivity, edge_of = frame.classes, frame.cells, frame.infectivity, frame.edge_of
+    slot, agent, moved = tape.moved_slot, tape.moved_agent, tape.moved
+    adjoint, people, reach, flow = back.slot, back.people, back.reach, back.flow
+    for k in range(low, high):
+        q, i = slot[k], agent[k]
+        old, new, stage, after = moved[k, 0], moved[k, 1], moved[k, 2], moved[k, 3]
         _add_worth(adjoint, q, 1.0, i, new, after, classes, cells, shift, infectivity, people, reach)
         _add_worth(adjoint, q, -1.0, i, old, stage, classes, cells, shift, infectivity, people, reach)
         _add_flow(adjoint, q, 1.0, _class(classes, i), old, new, edge_of, flow)
@@ -423,7 +564,7 @@ def shifts(frame: Frame) -> Ints:
     return np.where(frame.layer < 0, frame.first_linear - frame.first_cell, _LAYER)
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def gather_edges(offsets: Ints, readers: Ints, returned: Floats, reach: Floats) -> None:
     """Add to each agent's reach what comes back from all who read them.
 

@@ -310,24 +310,18 @@ class _Clusters:
             ]
             ends[:] = share_out(jobs, self.threads)
 
-        before = self._moving(lane) if self.taped else None
+        old = adjoint.before(slots, *lists) if self.taped else None
         in_turn(evolution.evolve, stage, after, self.words)
-        if before is not None:
-            self.tapes[lane] = adjoint.record(stage, after, frame, day, slots, flips, fresh, before, *lists)
+        if old is not None:
+            self.tapes[lane] = adjoint.record(
+                stage, after, frame, day, slots, flips, fresh, old, *lists, self.threads
+            )
         in_turn(evolution.resolve, stage, after)
         if slots.link.shape[1]:
             each(evolution.link, slots, flips, fresh)
         each(evolution.survey, after, frame, slots, *lists)
         self.flow[:, :, lane] = flow.sum(axis=0)
         self.count[:, :, lane] += count.sum(axis=0)
-
-    def _moving(self, lane: int) -> tuple[NDArray[Any], ...]:
-        """Slots in which somebody may move, and copies of their lists: slot, begin, length, agents and stages."""
-        slots = self.slots[lane]
-        active = np.flatnonzero((slots.held > 0) & (slots.status != 0)).astype(np.int32)
-        held = slots.held[active]
-        begin, listed = (np.cumsum(held) - held).astype(np.int32), _listed(slots.first[active], held)
-        return active, begin, held, self.member[lane][listed], self.alternative[lane][listed]
 
     def _make_room(self, lane: int) -> list[NDArray[np.float64]]:
         """Room for all that the offers of this step may add to the lists; returns that for weights that move."""

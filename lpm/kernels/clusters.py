@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from lpm.philox import word
 
 __all__ = [
+    "BARE",
     "FLOOR",
     "GONE",
     "LIVE",
@@ -224,18 +225,21 @@ class Fresh(NamedTuple):
     span: Ints
 
 
-# Functions that run once per slot or agent take arrays, not the tuples above: a call counts references to every array
-# of a tuple, which costs more than what the function does.
+BARE = {"nogil": True, "cache": True, "_nrt": False}
+"""How loops are compiled that make no array: without counting references, where threads would wait for each other."""
+
+# Functions that run once per slot or agent take arrays, not the tuples above: where references are counted, a call
+# counts those of every array of a tuple, which costs more than what the function does.
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def race(identity: np.uint64, address: NDArray[np.uint64], variate: int, size: float) -> float:
     """The key of a candidate: the smallest of several wins with probability ∝ its size, in any order."""
     chosen = word(identity, address[0], address[1] << np.uint64(16) | np.uint64(variate), address[2], address[3])
     return float(-np.log((float(chosen) + 0.5) / SCALE) / size)
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
+@nb.njit(**BARE, inline="always")
 def compete(
     total: Floats,
     best: Floats,
@@ -254,7 +258,7 @@ def compete(
         winner[q] = candidate
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def layer_of(first_slot: Ints, q: int) -> int:
     """The layer of a slot."""
     layer = 0

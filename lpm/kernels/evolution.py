@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.kernels.clusters import (
+    BARE,
     GONE,
     LIVE,
     NOBODY,
@@ -31,24 +32,24 @@ __all__ = ["evolve", "link", "pack", "resolve", "scatter_edges", "scatter_groups
 _OLD_VARIATES = 32768
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
+@nb.njit(**BARE, inline="always")
 def uncounted_seed(seed: int, imported: int, layer: int) -> int:
     """Whose difference doesn't count, or −1: a seed counts only in the first layer, and only where it began."""
     return seed if layer > 0 or imported == 1 else -1
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
+@nb.njit(**BARE, inline="always")
 def _identity(first_id: np.uint64, ids: NDArray[np.uint64], i: int) -> np.uint64:
     return ids[i] if ids.shape[0] > 0 else first_id + np.uint64(i)
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def _add(to: Floats, run: int, row: int, c: int, weight: Floats, q: int, by: float) -> None:
     for k in range(to.shape[3]):
         to[run, row, c, k] += by * weight[q, k]
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def _move(
     edge_of: Ints,
     flow: Floats,
@@ -71,7 +72,7 @@ def _move(
     _add(count, run, source, c, weight, q, -by)
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def evolve(
     low: Ints,
     high: Ints,
@@ -267,7 +268,7 @@ def evolve(
     return used
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def resolve(
     low: Ints,
     high: Ints,
@@ -394,7 +395,7 @@ def resolve(
     return used
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def link(low: Ints, high: Ints, slots: Slots, flips: Flips, fresh: Fresh) -> None:
     """Slots that were taken learn which others go together with them; all winners have taken theirs."""
     winner, status, source, seed, generation = slots.winner, slots.status, slots.source, slots.seed, slots.generation
@@ -421,7 +422,7 @@ def link(low: Ints, high: Ints, slots: Slots, flips: Flips, fresh: Fresh) -> Non
                     to[q, other] = generation[origin]
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def survey(
     low: Ints,
     high: Ints,
@@ -453,7 +454,7 @@ def survey(
             status[q] = LIVE if alive else np.uint8(0)
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def pack(
     low: Ints,
     high: Ints,
@@ -479,7 +480,7 @@ def pack(
     return begin
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def scatter_groups(
     stage: NDArray[np.int8],
     frame: Frame,
@@ -507,7 +508,7 @@ def scatter_groups(
                         total[cell, x] += d * weight[q, x]
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(**BARE)
 def scatter_edges(
     stage: NDArray[np.int8],
     frame: Frame,

@@ -27,6 +27,7 @@ from lpm.flame.contagion import Contagion
 from lpm.kernels.adjoint import Cotangents, Tape, gather_edges, pull, shifts
 from lpm.kernels.alternates import Slopes
 from lpm.kernels.clusters import Frame
+from lpm.kernels.cpu import workers
 from lpm.kernels.spec import hazards
 from lpm.networks import Edges, Network
 from lpm.passes.alternates import Contagions, Told, environment
@@ -40,8 +41,8 @@ Floats = NDArray[np.float64]
 TAPE_BYTES_PER_AGENT = 130
 """How long a segment's tape may grow, in each lane."""
 
-TAPE_BYTES = 1 << 27
-"""A tape so long is never cut: making it again takes time, and a small population has room."""
+TAPE_BYTES = 1 << 30
+"""A tape so long is never cut: to make it again takes time, and a smaller population has room."""
 
 _REFERENCE = "~reference"
 _START = -1
@@ -237,7 +238,7 @@ class _Back:
     def __init__(self, contagion: Contagion, loop: Steps, frame: Frame, batch: int) -> None:
         self.contagion, self.spec, self.frame = contagion, contagion.spec, frame
         self.batch, self.lanes = batch, loop.lanes
-        self.shifts = shifts(frame)
+        self.shifts, self.threads = shifts(frame), workers(self.spec.agents)
         self.linear = [k for k in range(len(self.spec.networks)) if frame.layer[k] < 0]
         self.rows = {
             k: slice(int(frame.first_linear[k]), int(frame.first_linear[k]) + n.cells) for k, n in self._each()
@@ -285,7 +286,7 @@ class _Back:
             back.people[:] += people[:, :, lane]
             for each in (back.factor, back.linear, back.exits):
                 each[:] = 0.0
-            pull(self.frame, self.shifts, tapes[lane], back)
+            pull(self.frame, self.shifts, tapes[lane], back, self.threads)
 
     def start(self, tapes: dict[int, Tape]) -> None:
         """Take slots back over the start."""
@@ -294,7 +295,7 @@ class _Back:
             drawn = np.zeros((*tape.reference.shape, self.batch))
             self.lane[lane] = back = self.lane[lane]._replace(exits=drawn)
             back.flow[:] = 0.0
-            pull(self.frame, self.shifts, tape, back)
+            pull(self.frame, self.shifts, tape, back, self.threads)
 
     def told(self, cumulative: Mapping[int, tuple[Tensor, ...]], factors: Mapping[str, Tensor]) -> Told:
         """Cotangents of what the contagion was told in a step, with a leading axis of the batch."""
