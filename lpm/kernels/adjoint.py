@@ -48,8 +48,8 @@ class Tape(NamedTuple):
         held: how many of those whom the slot held count [turns].
         member: who differed just before, turn after turn [listed].
         stages: where, in the alternative and in truth [listed, 2].
-        origin: the source's slot (import) or the place among the flips, of one turn of these kinds after another.
-        flip_agent: whose decision it was [flips].
+        source: slot from which the weight came, of one import after another [imports].
+        flip_agent: whose decision it was, of one flip after another [flips].
         flip_stages: before, in the alternative and in truth after [flips, 3].
         flip_branch: −1 for an infection, else which exit [flips].
         gain: derivative of a flip by that of the hazard (infections) [flips].
@@ -67,7 +67,7 @@ class Tape(NamedTuple):
     held: NDArray[np.uint8]
     member: Slots32
     stages: Stages
-    origin: Slots32
+    source: Slots32
     flip_agent: Slots32
     flip_stages: Stages
     flip_branch: Stages
@@ -134,6 +134,11 @@ def before(slots: Slots, member: Slots32, alternative: Stages) -> Before:
     return copy
 
 
+@nb.njit(**BARE, inline="always")
+def _class(classes: NDArray[np.int16], i: int) -> int:
+    return int(classes[i]) if classes.shape[0] > 0 else 0
+
+
 @nb.njit(**BARE)
 def _moving(status: NDArray[np.uint8], held: Slots32) -> tuple[int, int]:
     count, room = 0, 0
@@ -196,72 +201,62 @@ def record(
         alternative: where they are.
         threads: that may work on it.
     """
-    room = int(old.first[-1]) + int(np.diff(fresh.span, axis=1).sum())
-    moved_slot, moved_agent = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32)
-    moved = np.empty((room, 4), dtype=np.int8)
-    touched = np.flatnonzero(slots.winner != NOBODY).astype(np.int32)
-    most, room = touched.size, int(slots.held[touched].sum())
-    slot, kind, ratio = np.empty(most, dtype=np.int32), np.empty(most, dtype=np.int8), np.empty(most)
-    held, origin, winners = (
-        np.empty(most, dtype=np.uint8),
-        np.empty(most, dtype=np.int32),
-        np.empty(most, dtype=np.int32),
-    )
-    listed, stages = np.empty(room, dtype=np.int32), np.empty((room, 2), dtype=np.int8)
-    place = np.empty(flips.agent.size, dtype=np.int32)
-    first_slot = frame.first_slot
+    slot_cuts = np.linspace(0, slots.held.size, threads + 1).astype(np.int64)
+    move_cuts = np.linspace(0, old.slot.size, threads + 1).astype(np.int64)
+    newcomers, networks = int(np.diff(fresh.span, axis=1).sum()), frame.cells.shape[1]
+    # Only what is written of this room is ever backed by memory.
+    moves = [_room_of_moves(int(old.first[high] - old.first[low]) + newcomers) for low, high in pairwise(move_cuts)]
+    turns = [_room_of_turns(int(high - low), member.size, networks) for low, high in pairwise(slot_cuts)]
+    lists = (member, alternative)
     jobs: list[Callable[[], Any]] = [
-        partial(_moves, stage, after, first_slot, slots, *old, member, alternative, moved_slot, moved_agent, moved),
-        partial(
-            _turns,
-            after,
-            first_slot,
-            slots,
-            flips,
-            fresh,
-            touched,
-            member,
-            alternative,
-            slot,
-            kind,
-            ratio,
-            held,
-            listed,
-            stages,
-            origin,
-            winners,
-            place,
-        ),
+        partial(_moves, low, high, stage, after, frame.first_slot, slots, *old, *lists, *to)
+        for (low, high), to in zip(pairwise(move_cuts), moves, strict=True)
     ]
-    moves, (turns, used, origins, won) = share_out(jobs, threads)
-    winners = winners[:won]
-    who, branch = flips.agent[winners], flips.branch[winners]
-    # The start, which nobody is infected by, has no pressure.
-    felt = day.pressure[frame.cells[who]] if day.pressure.size else np.zeros((who.size, 0))
-    scale = frame.susceptibility[frame.classes[who] if frame.classes.size else 0] * frame.infection_scale[stage[who]]
-    return Tape(
-        moved_slot[:moves].copy(),
-        moved_agent[:moves].copy(),
-        moved[:moves].copy(),
-        slot[:turns].copy(),
-        kind[:turns].copy(),
-        ratio[:turns].copy(),
-        held[:turns].copy(),
-        listed[:used].copy(),
-        stages[:used].copy(),
-        origin[:origins].copy(),
-        who,
-        np.stack([stage[who], flips.stage[winners], after[who]], axis=1),
-        branch,
-        scale * flips.factor[winners],
-        felt,
-        day.factor.copy(),
-        day.exit_weight[..., -1].copy(),
+    jobs += [
+        partial(_turns, low, high, stage, after, frame, day, slots, flips, fresh, *lists, *to)
+        for (low, high), to in zip(pairwise(slot_cuts), turns, strict=True)
+    ]
+    used = share_out(jobs, threads)
+
+    def joined(parts: list[tuple[NDArray[Any], ...]], field: int, ends: list[int]) -> NDArray[Any]:
+        return np.concatenate([part[field][:end] for part, end in zip(parts, ends, strict=True)])
+
+    ends = [used[:threads], *([each[k] for each in used[threads:]] for k in range(4))]
+    # How long each of the arrays of turns is: as the turns, the lists, the imports or the flips.
+    lengths = (1, 1, 1, 1, 2, 2, 3, 4, 4, 4, 4, 4)
+    arrays = [joined(moves, field, ends[0]) for field in range(3)]
+    arrays += [joined(turns, field, ends[length]) for field, length in enumerate(lengths)]
+    arrays += [day.factor.copy(), day.exit_weight[..., -1].copy()]
+    return Tape(*arrays)
+
+
+def _room_of_moves(room: int) -> tuple[NDArray[Any], ...]:
+    """As the fields of a tape."""
+    return np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32), np.empty((room, 4), dtype=np.int8)
+
+
+def _room_of_turns(room: int, listed: int, networks: int) -> tuple[NDArray[Any], ...]:
+    """As the fields of a tape, from `slot` to `pressure`."""
+    return (
+        np.empty(room, dtype=np.int32),
+        np.empty(room, dtype=np.int8),
+        np.empty(room),
+        np.empty(room, dtype=np.uint8),
+        np.empty(listed, dtype=np.int32),
+        np.empty((listed, 2), dtype=np.int8),
+        np.empty(room, dtype=np.int32),
+        np.empty(room, dtype=np.int32),
+        np.empty((room, 3), dtype=np.int8),
+        np.empty(room, dtype=np.int8),
+        np.empty(room),
+        np.empty((room, networks)),
     )
 
 
 @nb.njit(**BARE)
 def _moves(
+    low: int,
+    high: int,
     stage: Stages,
     after: Stages,
     first_slot: Ints,
@@ -276,9 +271,9 @@ def _moves(
     to_agent: Slots32,
     to_stages: Stages,
 ) -> int:
-    """Whoever counts and moved in an alternative, in truth, or began to differ; returns how many."""
+    """Whoever counts and moved, in the slots `low` to `high` − 1 of `active`, or began to differ; returns how many."""
     found = 0
-    for a in range(active.shape[0]):
+    for a in range(low, high):
         q = active[a]
         uncounted = uncounted_seed(slots.seed[q], slots.imported[q], layer_of(first_slot, q))
         # Those who still differ come in the order they had, those who differ from now on after them.
@@ -311,12 +306,15 @@ def _moves(
 
 @nb.njit(**BARE)
 def _turns(
+    low: int,
+    high: int,
+    stage: Stages,
     after: Stages,
-    first_slot: Ints,
+    frame: Frame,
+    day: Day,
     slots: Slots,
     flips: Flips,
     fresh: Fresh,
-    touched: Slots32,
     member: Slots32,
     alternative: Stages,
     slot: Slots32,
@@ -325,20 +323,28 @@ def _turns(
     held: NDArray[np.uint8],
     listed: Slots32,
     stages: Stages,
-    origin: Slots32,
-    winners: Slots32,
-    place: Slots32,
+    source: Slots32,
+    flip_agent: Slots32,
+    flip_stages: Stages,
+    flip_branch: Stages,
+    gain: Floats,
+    pressure: Floats,
 ) -> tuple[int, int, int, int]:
-    """Slots whose weight changes, with what they hold; returns the lengths of turns, lists, origins and winners.
+    """Those of the slots `low` to `high` − 1 whose weight changes, with what they hold and what comes.
 
-    Args:
-        place: room for each flip's place among the winners, whatever it holds [flips].
+    Returns:
+        The numbers of turns, of entries of their lists, of imports and of flips.
     """
     weight, total, winner, holding, first = slots.weight, slots.total, slots.winner, slots.held, slots.first
+    seed, imported, status, first_slot, cells = slots.seed, slots.imported, slots.status, frame.first_slot, frame.cells
+    classes, susceptibility, infection_scale = frame.classes, frame.susceptibility, frame.infection_scale
     last, direct = weight.shape[1] - 1, flips.agent.shape[0]
-    turns, used, origins, won = 0, 0, 0, 0
-    for a in range(touched.shape[0]):
-        q = touched[a]
+    # The start, which nobody is infected by, has no pressure.
+    networks = cells.shape[1] if day.pressure.shape[0] > 0 else 0
+    turns, used, imports, new = 0, 0, 0, 0
+    for q in range(low, high):
+        if status[q] == 0 or winner[q] == NOBODY:
+            continue
         w = winner[q]
         if w == GONE:
             if holding[q] == 0:
@@ -352,20 +358,20 @@ def _turns(
                 continue
             kind[turns], ratio[turns] = _SCALED, scale
         elif w < direct:
-            # A flip may win in several layers. `place` says where it then stands, if that place is its own.
-            k = place[w]
-            if k < 0 or k >= won or winners[k] != w:
-                k = won
-                place[w], winners[won] = k, w
-                won += 1
-            kind[turns], ratio[turns], origin[origins] = _FLIP, total[q] / flips.size[w], k
-            origins += 1
+            i = flips.agent[w]
+            kind[turns], ratio[turns] = _FLIP, total[q] / flips.size[w]
+            flip_agent[new], flip_branch[new] = i, flips.branch[w]
+            flip_stages[new, 0], flip_stages[new, 1], flip_stages[new, 2] = stage[i], flips.stage[w], after[i]
+            gain[new] = susceptibility[_class(classes, i)] * infection_scale[stage[i]] * flips.factor[w]
+            for n in range(networks):
+                pressure[new, n] = day.pressure[cells[i, n]]
+            new += 1
         else:
-            source = fresh.slot[w - direct]
-            kind[turns], ratio[turns], origin[origins] = _IMPORT, total[q] / abs(weight[source, last]), source
-            origins += 1
+            origin = fresh.slot[w - direct]
+            kind[turns], ratio[turns], source[imports] = _IMPORT, total[q] / abs(weight[origin, last]), origin
+            imports += 1
         slot[turns] = q
-        uncounted = uncounted_seed(slots.seed[q], slots.imported[q], layer_of(first_slot, q))
+        uncounted = uncounted_seed(seed[q], imported[q], layer_of(first_slot, q))
         begin = used
         for m in range(first[q], first[q] + holding[q]):
             i = member[m]
@@ -376,12 +382,7 @@ def _turns(
                 used += 1
         held[turns] = used - begin
         turns += 1
-    return turns, used, origins, won
-
-
-@nb.njit(**BARE, inline="always")
-def _class(classes: NDArray[np.int16], i: int) -> int:
-    return int(classes[i]) if classes.shape[0] > 0 else 0
+    return turns, used, imports, new
 
 
 @nb.njit(**BARE, inline="always")
@@ -434,27 +435,17 @@ def pull(frame: Frame, shift: Ints, tape: Tape, back: Cotangents, threads: int) 
         back: `slot`, `factor`, `linear` and `exits` are changed.
         threads: that may work on it; each has slots of its own.
     """
-    taken = np.zeros((tape.origin.size, back.slot.shape[1]))
-    made = tape.kind >= _FLIP
-    cuts = np.linspace(0, tape.slot.size, threads + 1).astype(np.int64)
-    jobs = [
-        partial(
-            _pull_turns,
-            int(low),
-            int(high),
-            int(tape.held[:low].sum(dtype=np.int64)),
-            int(np.count_nonzero(made[:low])),
-            frame,
-            shift,
-            tape,
-            back,
-            taken,
-            np.zeros((1, back.slot.shape[1])),
-        )
-        for low, high in pairwise(cuts)
-    ]
+    batch = back.slot.shape[1]
+    flipped, imported = np.zeros((tape.flip_agent.size, batch)), np.zeros((tape.source.size, batch))
+    jobs = []
+    for low, high in pairwise(np.linspace(0, tape.slot.size, threads + 1).astype(np.int64)):
+        listed = int(tape.held[:low].sum(dtype=np.int64))
+        flips, imports = (int(np.count_nonzero(tape.kind[:low] == kind)) for kind in (_FLIP, _IMPORT))
+        worth = np.zeros((1, batch))
+        places = (int(low), int(high), listed, flips, imports)
+        jobs.append(partial(_pull_turns, *places, frame, shift, tape, back, flipped, imported, worth))
     share_out(jobs, threads)
-    _pull_origins(frame, shift, tape, back, taken)
+    _pull_origins(frame, shift, tape, back, flipped, imported)
     # All moves in a slot are one thread's.
     edges = [0, *(_begin_of_slot(tape.moved_slot, k * tape.moved_slot.size // threads) for k in range(1, threads))]
     edges.append(tape.moved_slot.size)
@@ -470,18 +461,25 @@ def _pull_turns(
     low: int,
     high: int,
     begin: int,
+    flip: int,
     place: int,
     frame: Frame,
     shift: Ints,
     tape: Tape,
     back: Cotangents,
-    taken: Floats,
+    flipped: Floats,
+    imported: Floats,
     worth: Floats,
 ) -> None:
-    """The turns `low` to `high` − 1, whose lists begin at `begin` and whose origins at `place`; `worth` is room [1, B].
+    """The turns `low` to `high` − 1.
 
     Args:
-        taken: receives what goes to the origins [origins, B].
+        begin: where their lists begin.
+        flip: the first flip among them.
+        place: the first import among them.
+        flipped: receives what goes to each flip [flips, B].
+        imported: receives what goes to the source of each import [imports, B].
+        worth: room [1, B].
     """
     classes, cells, infectivity, edge_of = frame.classes, frame.cells, frame.infectivity, frame.edge_of
     slot, kind, ratio, held, member, stages = tape.slot, tape.kind, tape.ratio, tape.held, tape.member, tape.stages
@@ -499,49 +497,47 @@ def _pull_turns(
             for b in range(batch):
                 adjoint[q, b] = ratio[e] * (adjoint[q, b] + worth[0, b]) - worth[0, b]
             continue
-        if kind[e] != _GONE:
+        if kind[e] == _IMPORT:
             for b in range(batch):
-                taken[place, b] = adjoint[q, b]
-            if kind[e] == _FLIP and q < second_layer:
-                # Only in the first layer does the seed of a flip count.
-                f = tape.origin[place]
-                i = tape.flip_agent[f]
-                before, one, other = tape.flip_stages[f, 0], tape.flip_stages[f, 1], tape.flip_stages[f, 2]
-                _add_worth(taken, place, 1.0, i, one, other, classes, cells, shift, infectivity, people, reach)
-                _add_flow(taken, place, 1.0, _class(classes, i), before, one, edge_of, flow)
-                _add_flow(taken, place, -1.0, _class(classes, i), before, other, edge_of, flow)
-            for b in range(batch):
-                taken[place, b] *= ratio[e]
+                imported[place, b] = adjoint[q, b] * ratio[e]
             place += 1
+        elif kind[e] == _FLIP:
+            for b in range(batch):
+                flipped[flip, b] = adjoint[q, b]
+            if q < second_layer:
+                # Only in the first layer does the seed of a flip count.
+                i = tape.flip_agent[flip]
+                before, one, other = tape.flip_stages[flip, 0], tape.flip_stages[flip, 1], tape.flip_stages[flip, 2]
+                _add_worth(flipped, flip, 1.0, i, one, other, classes, cells, shift, infectivity, people, reach)
+                _add_flow(flipped, flip, 1.0, _class(classes, i), before, one, edge_of, flow)
+                _add_flow(flipped, flip, -1.0, _class(classes, i), before, other, edge_of, flow)
+            for b in range(batch):
+                flipped[flip, b] *= ratio[e]
+            flip += 1
         for b in range(batch):
             adjoint[q, b] = -worth[0, b]
 
 
 @nb.njit(**BARE)
-def _pull_origins(frame: Frame, shift: Ints, tape: Tape, back: Cotangents, taken: Floats) -> None:
+def _pull_origins(frame: Frame, shift: Ints, tape: Tape, back: Cotangents, flipped: Floats, imported: Floats) -> None:
     """What new weights were made of: a source's weight, or what the contagion was told."""
-    classes, cells, batch = frame.classes, frame.cells, taken.shape[1]
-    place = 0
-    for e in range(tape.kind.shape[0]):
-        if tape.kind[e] == _IMPORT:
+    classes, cells, batch = frame.classes, frame.cells, imported.shape[1]
+    for k in range(imported.shape[0]):
+        for b in range(batch):
+            back.slot[tape.source[k], b] += imported[k, b]
+    for f in range(flipped.shape[0]):
+        i, branch = tape.flip_agent[f], tape.flip_branch[f]
+        if branch >= 0:
             for b in range(batch):
-                back.slot[tape.origin[place], b] += taken[place, b]
-            place += 1
-        elif tape.kind[e] == _FLIP:
-            f = tape.origin[place]
-            i, branch = tape.flip_agent[f], tape.flip_branch[f]
-            if branch >= 0:
+                back.exits[tape.flip_stages[f, 0], branch, _class(classes, i), b] += flipped[f, b]
+            continue
+        for n in range(shift.shape[0]):
+            for b in range(batch):
+                back.factor[n, b] += flipped[f, b] * tape.gain[f] * tape.pressure[f, n]
+            if shift[n] != _LAYER:
+                row = cells[i, n] + shift[n]
                 for b in range(batch):
-                    back.exits[tape.flip_stages[f, 0], branch, _class(classes, i), b] += taken[place, b]
-            else:
-                for n in range(shift.shape[0]):
-                    for b in range(batch):
-                        back.factor[n, b] += taken[place, b] * tape.gain[f] * tape.pressure[f, n]
-                    if shift[n] != _LAYER:
-                        row = cells[i, n] + shift[n]
-                        for b in range(batch):
-                            back.linear[row, b] += taken[place, b] * tape.gain[f]
-            place += 1
+                    back.linear[row, b] += flipped[f, b] * tape.gain[f]
 
 
 @nb.njit(**BARE)

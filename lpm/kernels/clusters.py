@@ -44,6 +44,7 @@ __all__ = [
     "Ints",
     "Slots",
     "compete",
+    "key_of",
     "layer_of",
     "race",
 ]
@@ -232,11 +233,18 @@ BARE = {"nogil": True, "cache": True, "_nrt": False}
 # counts those of every array of a tuple, which costs more than what the function does.
 
 
+@nb.njit(**BARE, inline="always")
+def key_of(chosen: np.uint64, size: float) -> float:
+    """The key of a candidate, by its random word: the smallest of several wins with probability ∝ its size."""
+    return float(-np.log((float(np.int64(chosen)) + 0.5) / SCALE) / size)
+
+
 @nb.njit(**BARE)
 def race(identity: np.uint64, address: NDArray[np.uint64], variate: int, size: float) -> float:
-    """The key of a candidate: the smallest of several wins with probability ∝ its size, in any order."""
+    """The key of a candidate, by whose it is and in which race: so in any order."""
     chosen = word(identity, address[0], address[1] << np.uint64(16) | np.uint64(variate), address[2], address[3])
-    return float(-np.log((float(chosen) + 0.5) / SCALE) / size)
+    key: float = key_of(chosen, size)
+    return key
 
 
 @nb.njit(**BARE, inline="always")

@@ -22,10 +22,12 @@ from lpm.kernels.clusters import (
     Ints,
     Slots,
     compete,
+    key_of,
     layer_of,
     race,
 )
 from lpm.kernels.decisions import one_minus_exp
+from lpm.philox import philox
 
 __all__ = ["evolve", "link", "pack", "resolve", "scatter_edges", "scatter_groups", "survey"]
 
@@ -127,15 +129,26 @@ def evolve(
     total, best, winner, status = slots.total, slots.best, slots.winner, slots.status
     many = classes.shape[0] > 0
 
-    agent, size = flips.agent, flips.size
-    for part in range(flips.span.shape[0]):
-        for k in range(flips.span[part, 0], flips.span[part, 1]):
-            i = agent[k]
-            for layer in range(layers):
+    agent, size, span = flips.agent, flips.size, flips.span
+    for layer in range(layers):
+        # There are many flips, in the order of agents: neighbours share a block of random words.
+        counter = address[1] << np.uint64(16) | np.uint64(1 + layer)
+        block, known = np.uint64(0), False
+        w0 = w1 = w2 = w3 = np.uint64(0)
+        for part in range(span.shape[0]):
+            for k in range(span[part, 0], span[part, 1]):
+                i = agent[k]
                 q = slot[i, layer]
-                if q >= low[layer] and q < high[layer]:
-                    key = race(_identity(first_id, ids, i), address, 1 + layer, size[k])
-                    compete(total, best, winner, status, q, k, size[k], key)
+                if q < low[layer] or q >= high[layer]:
+                    continue
+                identity = _identity(first_id, ids, i)
+                if not known or identity >> np.uint64(2) != block:
+                    block, known = identity >> np.uint64(2), True
+                    lower, upper = block & np.uint64(0xFFFFFFFF), block >> np.uint64(32)
+                    w0, w1, w2, w3 = philox(lower, upper, address[0], counter, address[2], address[3])
+                place = identity & np.uint64(3)
+                chosen = w0 if place == 0 else w1 if place == 1 else w2 if place == 2 else w3
+                compete(total, best, winner, status, q, k, size[k], key_of(chosen, size[k]))
     direct = agent.shape[0]
     newcomer, where, following, fresh_stage = fresh.agent, fresh.slot, fresh.following, fresh.stage
     widest = 0
@@ -216,7 +229,7 @@ def evolve(
                         if drawn < exits[old, b, c]:
                             new = target[exit_edge[old, b]]
                             break
-                if i != uncounted and (old != new or stage[i] != after[i]):
+                if last > 0 and i != uncounted and (old != new or stage[i] != after[i]):
                     _move(edge_of, flow, count, run, c, weight, q, old, new, 1.0)
                     _move(edge_of, flow, count, run, c, weight, q, stage[i], after[i], -1.0)
                 if new != after[i]:
@@ -235,7 +248,7 @@ def evolve(
                 head[q] = -1
                 while k >= 0:
                     i, new = newcomer[k], np.int64(fresh_stage[k])
-                    if i != uncounted:
+                    if last > 0 and i != uncounted:
                         c = np.int64(classes[i]) if many else 0
                         _move(edge_of, flow, count, run, c, weight, q, stage[i], new, 1.0)
                         _move(edge_of, flow, count, run, c, weight, q, stage[i], after[i], -1.0)
@@ -318,7 +331,7 @@ def resolve(
                 continue
             # What the slot holds counts with another weight, or no longer.
             ratio = total[q] / abs(weight[q, last]) if w == OLD else 0.0
-            if ratio != 1.0:
+            if ratio != 1.0 and last > 0:
                 uncounted = uncounted_seed(seed[q], imported[q], layer)
                 for m in range(first[q], first[q] + held[q]):
                     i = member[m]
