@@ -112,11 +112,12 @@ def make_frame(spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int
         network = networks[k]
         assert isinstance(network, Groups)
         cell = network.cell_of[order]
-        rank = np.empty(agents, dtype=np.int64)
-        rank[np.argsort(cell, kind="stable")] = (
-            np.concatenate([np.arange(count) for count in network.members]) if agents else 0
-        )
-        slot[order, place] = first_slot[-1] + cell * width[place] + rank % width[place]
+        turn = np.zeros(agents, dtype=np.int32)
+        if width[place] > 1:
+            begin = np.cumsum(network.members) - network.members
+            rank = np.arange(agents) - np.repeat(begin, network.members)
+            turn[np.argsort(cell, kind="stable")] = rank % width[place]
+        slot[order, place] = first_slot[-1] + cell * width[place] + turn
         total = network.cells * width[place]
         alone_from.append(first_slot[-1] + total)
         if network.outsiders:
