@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lpm import ranks, ring, simulation
 from lpm.errors import InputError
 from lpm.flame.model import Model
+from lpm.memory import ALTERNATES_BYTES_PER_AGENT, require_memory
 from lpm.options import BIASED, GRADIENTS, ONE_PROCESS
 from lpm.parameters import Parameter
 from lpm.passes.alternates import unfit
@@ -247,7 +248,8 @@ def evaluate(
         trajectory: see `simulation.run`.
 
     Raises:
-        InputError: for an unknown estimator or mode, or one that can't differentiate this model or in this world.
+        InputError: for an unknown estimator or mode, or one that can't differentiate this model or in this world, or
+            not in the memory that there is.
     """
     require_estimator(estimator, model, mode)
     common: dict[str, Any] = {
@@ -277,6 +279,10 @@ def evaluate(
     derivative = mode
     if estimator == "alternates":
         derivative = "alternates" if mode == "forward" else "alternates-reverse"
+        # Without a world of its own a model is still whole, and ranks share it out.
+        share = draws / ranks.place().ranks if world is None else draws
+        each = ALTERNATES_BYTES_PER_AGENT[mode]
+        require_memory(model.population.agents, share, each, purpose="the gradient alternates")
     with straight_through() if estimator == "st-gumbel" else contextlib.nullcontext():
         run = simulation.run(model, theta, derivative=derivative, cotangent=cotangent, **common)
     return Evaluation(run.words, run.tangents, run.gradient, estimator, run.executor)

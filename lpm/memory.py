@@ -1,4 +1,4 @@
-"""Whether a population fits this machine: said before any of it is made."""
+"""Whether a population, and derivatives by cluster alternates, fit this machine: said before work begins."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import psutil
 
 from lpm.errors import InputError
 
-__all__ = ["BYTES_PER_AGENT", "require_memory"]
+__all__ = ["ALTERNATES_BYTES_PER_AGENT", "BYTES_PER_AGENT", "require_memory"]
 
 BYTES_PER_AGENT = 40
 """What an agent of the leanest model takes, its making included; attributes, classes and more draws come on top."""
 
 
-def require_memory(agents: int, share: float = 1.0) -> None:
-    """Refuse a population that can't fit.
+ALTERNATES_BYTES_PER_AGENT = {"forward": 100, "reverse": 250}
+"""What the alternatives of one draw take besides, by mode, at least: with a layer of households and few parameters."""
+
+
+def require_memory(agents: int, share: float = 1.0, each: int = BYTES_PER_AGENT, purpose: str = "") -> None:
+    """Refuse what can't fit.
 
     Args:
         agents: of the whole population.
-        share: the part of them that this process makes.
+        share: the part of them that this process holds.
+        each: bytes per agent.
+        purpose: what for, if not the population itself.
 
     Raises:
         InputError: naming the memory needed and the memory available.
     """
-    needed, available = agents * share * BYTES_PER_AGENT, psutil.virtual_memory().available
+    needed, available = agents * share * each, psutil.virtual_memory().available
     if needed > available:
         raise InputError(
-            f"{agents:,} agents need at least {needed / 2**30:,.1f} GiB of memory ({BYTES_PER_AGENT} bytes each); "
-            f"{available / 2**30:,.1f} GiB are available.",
-            f"Ask for at most {int(available / share / BYTES_PER_AGENT):,} with --agents, or use a larger machine.",
+            f"{agents:,} agents need at least {needed / 2**30:,.1f} GiB of memory{purpose and f' for {purpose}'} "
+            f"({each} bytes each); {available / 2**30:,.1f} GiB are available.",
+            f"Ask for at most {int(available / share / each):,} with --agents, or use a larger machine.",
         )

@@ -11,7 +11,9 @@ from lpm import memory
 from lpm import scenario as scenarios
 from lpm.cli import main
 from lpm.errors import InputError
+from lpm.estimators import evaluate
 from lpm.simulation import run
+from tests import models
 
 ROOT = Path(__file__).parent.parent
 BASELINE = json.loads((ROOT / "tests" / "known" / "nyc_boroughs_baseline.json").read_text())
@@ -46,3 +48,12 @@ def test_more_agents_than_memory_are_refused_before_work(capsys, monkeypatch, tm
     with pytest.raises(InputError, match="101 agents"):
         memory.require_memory(101)
     memory.require_memory(200, share=0.5)
+
+
+def test_alternatives_that_do_not_fit_are_refused_before_work(monkeypatch):
+    model = models.random_graph(100, 4, 1)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 24_000}))
+    asked = {"estimator": "alternates", "steps": 1, "seed": 1, "cotangent": np.ones_like}
+    evaluate(model, np.array([[0.1, 0.2]] * 2), mode="forward", **asked)
+    with pytest.raises(InputError, match=r"100 agents .* for the gradient alternates \(250 bytes each\)"):
+        evaluate(model, np.array([[0.1, 0.2]]), mode="reverse", **asked)
