@@ -29,6 +29,7 @@ __all__ = [
     "BARE",
     "FLOOR",
     "GONE",
+    "HEARD",
     "LIVE",
     "NOBODY",
     "OLD",
@@ -59,8 +60,9 @@ SCALE = 4294967296.0
 GONE, NOBODY, OLD = -3, -2, -1
 """Who wins a slot besides the offers, which are numbered from 0: the alternative ends, nothing competes, it goes on."""
 
-LIVE, TOUCHED = np.uint8(1), np.uint8(2)
-"""Status of a slot: somebody who differs may move or infect; somebody moved or competes in this step."""
+LIVE, TOUCHED, HEARD = np.uint8(1), np.uint8(2), np.uint8(4)
+"""Status of a slot: somebody who differs may move or infect; somebody moved or competes in this step; somebody who
+differs infects, in the alternative or in truth."""
 
 RUNS, SHORTEST = 16, 1 << 12
 """The slots of a layer are cut into at most so many runs, of at least so many slots; sums are kept by run."""
@@ -158,7 +160,7 @@ class Slots(NamedTuple):
     Attributes:
         weight: by parameter, the reference last [slots, P + 1].
         excess: infectivity in the own layer less the actual one [slots].
-        status: see `LIVE` and `TOUCHED` [slots].
+        status: see `LIVE`, `TOUCHED` and `HEARD` [slots].
         first: where the list of differing agents begins, or −1 if it never had one [slots].
         held: how many they are; 0 for an empty slot [slots].
         seed: the agent it began with, or −1 [slots].

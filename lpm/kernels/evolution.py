@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lpm.kernels.clusters import (
     BARE,
     GONE,
+    HEARD,
     LIVE,
     NOBODY,
     OLD,
@@ -457,14 +458,15 @@ def survey(
             slots.best[q] = np.inf
             slots.winner[q] = NOBODY
             more = 0.0
-            alive = False
+            alive, heard = False, False
             for m in range(first[q], first[q] + held[q]):
                 i, s = member[m], alternative[m]
-                alive = alive or busy[s] == 1 or loud[after[i]] == 1
+                heard = heard or loud[s] == 1 or loud[after[i]] == 1
+                alive = alive or busy[s] == 1
                 if n >= 0:
                     more += infectivity[n, s] - infectivity[n, after[i]]
             excess[q] = more
-            status[q] = LIVE if alive else np.uint8(0)
+            status[q] = LIVE | HEARD if heard else LIVE if alive else np.uint8(0)
 
 
 @nb.njit(**BARE)
@@ -509,7 +511,7 @@ def scatter_groups(
     cells, begin = frame.cells, frame.first_cell[n]
     for layer in range(frame.network.shape[0]):
         for q in range(first_slot[layer], first_slot[layer + 1]):
-            if status[q] == 0:
+            if status[q] & HEARD == 0:
                 continue
             uncounted = uncounted_seed(seed[q], imported[q], layer)
             for m in range(first[q], first[q] + held[q]):
@@ -538,7 +540,7 @@ def scatter_edges(
     seed, imported, weight, status = slots.seed, slots.imported, slots.weight, slots.status
     for layer in range(frame.network.shape[0]):
         for q in range(first_slot[layer], first_slot[layer + 1]):
-            if status[q] == 0:
+            if status[q] & HEARD == 0:
                 continue
             uncounted = uncounted_seed(seed[q], imported[q], layer)
             for m in range(first[q], first[q] + held[q]):
