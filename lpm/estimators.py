@@ -283,6 +283,8 @@ def evaluate(
         share = draws / ranks.place().ranks if world is None else draws
         each = ALTERNATES_BYTES_PER_AGENT[mode]
         require_memory(model.population.agents, share, each, purpose="the gradient alternates")
+    if estimator == "st-gumbel" and executor == "auto":
+        common["executor"] = "reference"  # what is carried beside the values is the tangent
     with straight_through() if estimator == "st-gumbel" else contextlib.nullcontext():
         run = simulation.run(model, theta, derivative=derivative, cotangent=cotangent, **common)
     return Evaluation(run.words, run.tangents, run.gradient, estimator, run.executor)

@@ -20,8 +20,10 @@ from lpm import ring
 from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.kernels.spec import Executor
-from lpm.passes.alternates import AlternatesForward
+from lpm.kernels.tangents import Tangents
+from lpm.passes.alternates import unfit
 from lpm.passes.alternates_reverse import AlternatesReverse
+from lpm.passes.carried import CarriedForward, unfollowed
 from lpm.passes.plain import Plain
 from lpm.passes.score import Score
 from lpm.passes.steps import Arrays, Rounds, Steps, spread
@@ -37,7 +39,7 @@ _PASSES: Mapping[str, type[Plain]] = {
     "forward": Forward,
     "reverse": Reverse,
     "score": Score,
-    "alternates": AlternatesForward,
+    "alternates": CarriedForward,
     "alternates-reverse": AlternatesReverse,
 }
 
@@ -104,19 +106,26 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     if derivative in ("alternates", "alternates-reverse"):
         from lpm.kernels.alternates import Alternates
 
-        if not fused or wanted == "reference" or device:
+        reason = unfit(model)
+        if reason is not None:
             raise InputError(
-                "The estimator alternates runs in the fused executor, without per-agent infectivity.", "Use fd."
+                f"The estimator alternates can't differentiate this model: {reason}.", "Use gradient=fd."
             )
+        if wanted == "reference" or device:
+            raise InputError("The estimator alternates runs in the fused executor.", "Use the executor auto or cpu.")
         return Alternates(len(model.parameters)) if derivative == "alternates" else Alternates(0, taped=True)
-    able = derivative == "none" and fused
+    carries = derivative == "forward" and unfollowed(model) is None and lanes_apart(model)
+    able = fused and (derivative == "none" or (carries and not device))
     if wanted == "reference" or (wanted == "auto" and not able):
         return Reference()
     if not able:
         raise InputError(
-            f"The {'device' if device else 'fused'} executor runs neither tangents nor per-agent infectivity.",
+            f"The {'device' if device else 'fused'} executor runs neither {'tangents' if device else 'these tangents'} "
+            "nor per-agent infectivity.",
             "Use auto or reference (no --device), or the gradient fd.",
         )
+    if carries:
+        return Tangents(len(model.parameters))
     if device:
         from lpm.kernels.device import choose
 
@@ -128,7 +137,7 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
 
 def lanes_apart(model: Model) -> bool:
     """Whether lanes of one run of a model can have random numbers of their own."""
-    return all(protocol.fused() and protocol.lanes_apart() for protocol in model.protocols)
+    return all(protocol.fused() and protocol.by_executor() for protocol in model.protocols)
 
 
 def _require_apart(model: Model, theta: NDArray[np.float64], seeds: int, derivative: str, executor: Executor) -> None:
@@ -223,7 +232,8 @@ def run(
     rounds = Rounds(world)
     sizes = _census(model, rounds)
     loop = Steps(model, parameters, seeds, chosen, sizes)
-    worker = _PASSES[derivative](loop, rounds)
+    kind = CarriedForward if isinstance(chosen, Tangents) else _PASSES[derivative]
+    worker = kind(loop, rounds)
 
     lanes = theta.shape[0]
     words = np.zeros((steps, len(model.recorded), lanes), dtype=np.int64)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lpm
-from lpm.kernels import cpu
+from lpm.kernels import cpu, tangents
 from lpm.kernels.cell_hazards import cell_hazards
 from lpm.kernels.spec import hazards
 from lpm.simulation import Keeper, run
@@ -100,6 +100,48 @@ def test_any_spec_gives_the_same_bits(number, monkeypatch):
         for people in (model, shuffled):
             found = run(people, theta, steps=STEPS, seed=number, executor=executor).words
             assert np.array_equal(found, reference), (number, executor)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_tangents_carried_beside_the_values_are_those_of_torch(number, monkeypatch):
+    model = _model(number)
+    theta = _theta(model, 1 + number % 2)
+    reference = run(model, theta, steps=STEPS, seed=number, derivative="forward", executor="reference")
+    whole = run(model, theta, steps=STEPS, seed=number, derivative="forward")
+    assert reference.executor == "reference" and whole.executor == "cpu"
+    assert reference.tangents is not None and np.abs(reference.tangents).max() > 1
+    # A large population is added up in pieces, the same ones for any number of threads.
+    monkeypatch.setattr(cpu, "_SMALL", 0)
+    monkeypatch.setattr(tangents, "_LARGE", 1)
+    pieces = []
+    for count in ("1", "3"):
+        monkeypatch.setenv("NUMBA_NUM_THREADS", count)
+        pieces.append(run(model, theta, steps=STEPS, seed=number, derivative="forward"))
+    for found in (whole, *pieces):
+        assert np.array_equal(found.words, reference.words)
+        apart = np.abs(found.tangents - reference.tangents).max(axis=(0, 2))
+        assert (apart <= 1e-9 * np.abs(reference.tangents).max(axis=(0, 2)) + 1e-15).all()
+    assert np.array_equal(pieces[0].tangents, pieces[1].tangents)
+
+
+def test_tangents_of_what_the_executor_does_not_see_are_left_to_torch():
+    model = _model(1)
+    disease = model.protocols[0]
+
+    class Counter(lpm.Protocol):
+        name = "counter"
+
+        def transition(self, step, action):
+            return lpm.Change(env={"ill": disease.occupancy(step, "I").sum(0)})
+
+    both = lpm.Model(
+        model.population,
+        model.networks,
+        [disease, Counter()],
+        outputs={"new": lpm.flow("S -> E")},
+        class_counts={"class": disease.spec.class_count},
+    )
+    assert run(both, _theta(both, 1), steps=3, seed=1, derivative="forward").executor == "reference"
 
 
 def test_a_resumed_run_reads_the_state_afresh():

@@ -171,7 +171,7 @@ def test_differences_stay_within_bounds():
         ({"steps": 0}, "steps is 0"),
         ({"derivative": "backwards"}, "backwards"),
         ({"executor": "gpu"}, "gpu"),
-        ({"derivative": "forward", "executor": "cpu"}, "tangents"),
+        ({"derivative": "reverse", "executor": "cpu"}, "tangents"),
         ({"derivative": "alternates", "executor": "reference"}, "alternates"),
     ],
 )

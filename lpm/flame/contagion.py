@@ -197,8 +197,9 @@ class Contagion(Protocol):
         speaking = {sub for name in self.infectious for sub in self.stage(name)}
         return self.infectivity is None and not any(speaking & set(subs) for subs in catching)
 
-    def lanes_apart(self) -> bool:
-        return True
+    def by_executor(self) -> bool:
+        # Unless a subclass does something of its own.
+        return all(getattr(type(self), name) is getattr(Contagion, name) for name in ("start", "emit", "transition"))
 
     def shard(self, positions: NDArray[np.int64]) -> Contagion:
         initial: dict[str, Expression | float | ArrayLike] = {}

@@ -128,7 +128,7 @@ class Event(Protocol):
     lasts: int | None = None
     name: str = "event"
 
-    def lanes_apart(self) -> bool:
+    def by_executor(self) -> bool:
         return True
 
     def expressions(self) -> Iterable[Expression]:
@@ -185,7 +185,7 @@ class Series(Protocol):
     values: Mapping[str, ArrayLike]
     name: str = "series"
 
-    def lanes_apart(self) -> bool:
+    def by_executor(self) -> bool:
         return True
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ class Learned(Protocol):
         yield from self._inputs
         yield from self.weights
 
-    def lanes_apart(self) -> bool:
+    def by_executor(self) -> bool:
         return True
 
     def observe(self, step: Step) -> Tensor:

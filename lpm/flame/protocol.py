@@ -147,10 +147,11 @@ class Protocol:
         """Whether the fused executors can run it in plain mode."""
         return True
 
-    def lanes_apart(self) -> bool:
-        """Whether lanes may have seeds of their own: it draws through the executor alone, or not at all.
+    def by_executor(self) -> bool:
+        """Whether it touches agents through the executor's `start`, `emit` and `advance` alone, or not at all.
 
-        Where a protocol can't, runs with different random numbers are made one after the other.
+        Lanes may then have seeds of their own, and the executor may carry derivatives beside the values. Where a
+        protocol does not, runs with different random numbers are made one after the other, and tangents by torch.
         """
         return False
 

@@ -21,7 +21,6 @@ The rules, for layers of groups (households, workplaces) that overlap:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,12 +34,12 @@ from lpm.kernels import adjoint, clusters, evolution, offers
 from lpm.kernels.clusters import Day, Frame
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.frames import clear_slots, make_flips, make_frame, make_fresh, make_ranges, make_share, make_slots
-from lpm.kernels.spec import Spec, Summed, Tables, decode, hazards
+from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode, hazards
 from lpm.networks import Edges, Groups, Network
 from lpm.relax import thresholds
 from lpm.rng import Address, Ids
 
-__all__ = ["Alternates", "Slopes", "layers_of"]
+__all__ = ["Alternates", "layers_of"]
 
 LARGEST = 100
 """Most people of one group of a layer: the cost grows with the group, and a larger one is near enough to linear."""
@@ -50,21 +49,6 @@ _KEPT = ("weight", "excess", "status", "seed", "imported")
 
 _STEEP = 0.95
 """Probability of leaving beyond which a flip withholds the exit rather than adds one."""
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """Derivatives of what a contagion is told in a step; the last axis of each is that of parameters.
-
-    Attributes:
-        cumulative: as `Tables.cumulative`, each [C or 1, lanes, P].
-        factors: as `Tables.factors`, each [lanes, P].
-        sums: opened tangents of the sums of shared networks, the reference last [cells, lanes, P + 1].
-    """
-
-    cumulative: Mapping[int, tuple[NDArray[np.float64], ...]]
-    factors: Mapping[str, NDArray[np.float64]]
-    sums: Mapping[str, NDArray[np.float64]]
 
 
 def layers_of(networks: Sequence[Network]) -> list[int]:
@@ -100,6 +84,7 @@ class Alternates:
 
     def __init__(self, parameters: int, taped: bool = False) -> None:
         self._plain = Fused()
+        self.floats = parameters + 1
         self._parameters, self._taped = parameters, taped
         self._clusters: dict[int, _Clusters] = {}
         self._told: dict[int, Slopes] = {}

@@ -40,7 +40,7 @@ from lpm.philox import draw
 from lpm.relax import thresholds
 from lpm.rng import Address
 
-__all__ = ["MARGIN", "Fused", "share_out", "threads", "workers"]
+__all__ = ["MARGIN", "Fused", "padded", "share_out", "threads", "workers"]
 
 _MANY = 8
 """Lanes from which `advance_lanes` is faster than `advance`."""
@@ -268,7 +268,7 @@ class _Plan:
         kinds = np.unique(words, axis=1, return_inverse=True)[1].reshape(-1) if len(spec.networks) else np.zeros(count)
         return _Plan(
             spec,
-            _padded(cells, nobody),
+            padded(cells, nobody),
             np.array(closed, dtype=np.bool_),
             words,
             kinds.astype(np.int64),
@@ -278,7 +278,8 @@ class _Plan:
         )
 
 
-def _padded(arrays: Sequence[NDArray[Any]], blank: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+def padded(arrays: Sequence[NDArray[Any]], blank: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """A tuple of such a length that the kernels need not be compiled anew for it."""
     return (*arrays, *[blank] * (-len(arrays) % _PLACES or (_PLACES if not arrays else 0)))
 
 
@@ -408,10 +409,10 @@ class Fused:
                 spec.class_of,
                 len(spec.networks),
                 plan.cells,
-                _padded(held.codes, np.empty((0, 0), dtype=np.uint8)),
-                _padded(table, np.empty((0, 0))),
-                _padded(held.totals, np.empty((0, 0), dtype=np.int64)),
-                _padded(sizes, np.empty(0)),
+                padded(held.codes, np.empty((0, 0), dtype=np.uint8)),
+                padded(table, np.empty((0, 0))),
+                padded(held.totals, np.empty((0, 0), dtype=np.int64)),
+                padded(sizes, np.empty(0)),
                 factors,
                 plan.closed,
                 base,

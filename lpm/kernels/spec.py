@@ -22,7 +22,7 @@ from lpm.networks import Groups, Network
 from lpm.relax import attach, thresholds
 from lpm.rng import Address
 
-__all__ = ["Executor", "Spec", "Summed", "Tables", "decode", "exit_limits", "hazards"]
+__all__ = ["Executor", "Slopes", "Spec", "Summed", "Tables", "decode", "exit_limits", "hazards"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,22 @@ class Tables:
     sizes: Mapping[str, Tensor | None]
     uniform: Address
     relative: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Derivatives of what a contagion is told in a step; the last axis of each is that of parameters.
+
+    Attributes:
+        cumulative: as `Tables.cumulative`, each [C or 1, lanes, P].
+        factors: as `Tables.factors`, each [lanes, P].
+        sums: opened tangents of the sums of shared networks, for alternates the reference last
+            [cells, lanes, P or P + 1].
+    """
+
+    cumulative: Mapping[int, tuple[NDArray[np.float64], ...]]
+    factors: Mapping[str, NDArray[np.float64]]
+    sums: Mapping[str, NDArray[np.float64]]
 
 
 def exit_limits(spec: Spec, tables: Tables, lanes: int) -> NDArray[np.int64]:

@@ -25,12 +25,12 @@ from torch.func import vjp, vmap
 from lpm import ring
 from lpm.flame.contagion import Contagion
 from lpm.kernels.adjoint import Cotangents, Tape, gather_edges, pull, shifts
-from lpm.kernels.alternates import Slopes
+from lpm.kernels.alternates import Alternates
 from lpm.kernels.clusters import Frame
 from lpm.kernels.cpu import workers
-from lpm.kernels.spec import hazards
+from lpm.kernels.spec import Slopes, hazards
 from lpm.networks import Edges, Network
-from lpm.passes.alternates import Contagions, Told, environment
+from lpm.passes.carried import Contagions, Told, environment
 from lpm.passes.plain import Plain
 from lpm.passes.steps import Arrays, Kept, Rounds, Steps, pack_kept, unpack_kept
 
@@ -71,8 +71,9 @@ class AlternatesReverse(Plain):
 
     def __init__(self, loop: Steps, rounds: Rounds) -> None:
         super().__init__(loop, rounds)
-        self.contagions = Contagions(loop)
-        self.executor = self.contagions.executor
+        assert isinstance(loop.executor, Alternates)
+        self.executor = loop.executor
+        self.contagions = Contagions(loop, self.executor)
         # What each step began with, and the sums and references that were opened in it.
         self.kept: Kept = []
         self.segments = [_Segment(_START)]

@@ -229,6 +229,8 @@ def spread(name: str) -> tuple[str, int]:
     if name in ("words", "recorded"):
         return "sum", 0
     head, _, rest = name.partition(":")
+    if head == "carried":
+        return {"by-agent": ("agents", 1), "in-all": ("sum", 0)}.get(rest.rpartition(":")[2], ("own", 0))
     if head == "kept":
         _, head, rest = rest.split(":", 2)
     if head in ("carry", "tangent"):
