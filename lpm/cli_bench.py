@@ -91,10 +91,13 @@ def gradients(
     layers: Annotated[
         int, typer.Option(min=1, max=2, help="Small groups followed: 1 households, 2 workplaces too.")
     ] = 1,
+    gradient: Annotated[
+        str, typer.Option(metavar="alternates|tangent", help="The estimator that the compiled executor carries.")
+    ] = "alternates",
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """W with derivatives by cluster alternates, over a whole epidemic: mean time of a day beside a plain one's."""
+    """W with derivatives, over a whole epidemic: mean time of a day beside a plain one's."""
     from lpm.bench.gradients import bench_gradients
 
-    show(bench_gradients(agents, days, parameters, layers, seed), json)
+    show(bench_gradients(agents, days, parameters, layers, seed, gradient), json)

@@ -44,7 +44,7 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     # Compile the hot loops once, so that five institutions need not do so at the same time on their first run, and a
     # gradient audit does not wait for it.
     warm="$(mktemp -d)"
-    for gradient in none alternates; do
+    for gradient in none alternates tangent; do
         OMP_NUM_THREADS=1 "$venv" -m lpm simulate simulations/three_clinics --steps 2 --gradient "$gradient" \
             --out "$warm/$gradient" --json >/dev/null
     done

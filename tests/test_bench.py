@@ -69,3 +69,8 @@ def test_gradients_are_timed_beside_a_plain_run(capsys):
     found = json.loads(capsys.readouterr().out)
     assert {"plain_day_ms", "forward_day_ms", "reverse_day_ms", "peak_rss_mb"} <= set(found)
     assert min(found["plain_day_ms"], found["forward_day_ms"], found["reverse_day_ms"]) > 0
+    assert cli.main(["bench", "gradients", *arguments, "--gradient", "tangent"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["estimator"] == "tangent" and found["forward_day_ms"] > 0 and found["reverse_day_ms"] is None
+    assert cli.main(["bench", "gradients", *arguments, "--gradient", "fd"]) == 2
+    assert "alternates, tangent" in capsys.readouterr().err

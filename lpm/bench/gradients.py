@@ -1,4 +1,4 @@
-"""What derivatives by cluster alternates cost on W, the reference workload, beside a plain run in the same process."""
+"""What derivatives cost on W, the reference workload, beside a plain run in the same process."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from lpm.processes import peak_memory_mb
 
 __all__ = ["bench_gradients"]
 
+FUSED = {"alternates": ("forward", "reverse"), "tangent": ("forward",)}
+"""The modes in which the compiled executor carries an estimator."""
 
-def bench_gradients(agents: int, days: int, parameters: int = 4, layers: int = 1, seed: int = 0) -> dict[str, Any]:
-    """Time a plain run, forward mode and reverse mode of W over a whole epidemic.
+
+def bench_gradients(
+    agents: int, days: int, parameters: int = 4, layers: int = 1, seed: int = 0, estimator: str = "alternates"
+) -> dict[str, Any]:
+    """Time a plain run, forward mode and, where it is fused too, reverse mode of W over a whole epidemic.
 
     Args:
         agents: how many.
@@ -24,26 +29,33 @@ def bench_gradients(agents: int, days: int, parameters: int = 4, layers: int = 1
         parameters: P.
         layers: 1 for households, 2 for workplaces too.
         seed: of population and epidemic.
+        estimator: `alternates` or `tangent`.
 
     Returns:
-        agents, days, parameters, layers, attack_rate, plain_day_ms, forward_day_ms, reverse_day_ms, of one
-        scalar, and peak_rss_mb, of this process; times are means over all days, the start included.
+        agents, days, parameters, layers, estimator, attack_rate, plain_day_ms, forward_day_ms, reverse_day_ms, of
+        one scalar (None for `tangent`, whose way back runs in torch), and peak_rss_mb, of this process; times are
+        means over all days, the start included.
+
+    Raises:
+        InputError: fewer than two days, or another estimator.
     """
     if days < 2:
         raise InputError(f"`--days` is {days}: a whole number from 2.")
+    if estimator not in FUSED:
+        raise InputError(f"`--gradient` is {estimator!r}: one of {', '.join(FUSED)} is timed.")
     names = ("household", "workplace")[:layers]
     theta = default_values(parameters)
-    took: dict[str, float] = {}
-    runs = {"plain": ("none", "forward"), "forward": ("alternates", "forward"), "reverse": ("alternates", "reverse")}
+    took: dict[str, float | None] = {"plain": None, "forward": None, "reverse": None}
+    runs = {"plain": ("none", "forward"), **{mode: (estimator, mode) for mode in FUSED[estimator]}}
     attack = 0.0
     for people in (5_000, agents):  # the first compiles
         model = workload(people, seed, parameters=parameters, layers=names)
-        for name, (estimator, mode) in runs.items():
+        for name, (method, mode) in runs.items():
             began = time.perf_counter()
             found = evaluate(
                 model,
                 theta,
-                estimator=estimator,
+                estimator=method,
                 mode=mode,
                 steps=days if people == agents else 2,
                 seed=seed,
@@ -56,6 +68,7 @@ def bench_gradients(agents: int, days: int, parameters: int = 4, layers: int = 1
         "days": days,
         "parameters": parameters,
         "layers": layers,
+        "estimator": estimator,
         "attack_rate": attack,
         **{f"{name}_day_ms": value for name, value in took.items()},
         "peak_rss_mb": peak_memory_mb(),
