@@ -279,6 +279,19 @@ def large_city(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def sensitivities(options: argparse.Namespace) -> dict[str, Any]:
+    """`lpm bench sensitivity`, with `fd`: every output of 180 days by six parameters, on the device and on the CPU."""
+    asked = ["bench", "sensitivity", "--agents", str(options.agents), "--days", str(3 * options.days), "--json"]
+    found: dict[str, Any] = {}
+    for name, more in (("device", ["--device", options.device]), ("cpu", [])):
+        done = _lpm(*asked, *more)
+        found[name] = json.loads(done.stdout) if done.returncode == 0 else {"errors": done.stderr[-1500:]}
+        report(options, "sensitivities", found)
+    timed = ("executor", "building_s", "computing_s", "peak_rss_mb")
+    values = [{k: v for k, v in each.items() if k not in timed} for each in found.values()]
+    return {**found, "same_values": values[0] == values[1]}
+
+
 def nccl(options: argparse.Namespace) -> dict[str, Any]:
     """One rank under torchrun adds words up on the GPU by NCCL; several ranks need several GPUs."""
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "1"]
@@ -317,6 +330,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "vectors": vectors,
     "command_line": command_line,
     "nccl": nccl,
+    "sensitivities": sensitivities,
     "shapes": shapes,
     "large_city": large_city,
 }
@@ -332,7 +346,7 @@ def main() -> None:
     """Run the parts asked for, in their order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--parts", default=",".join(list(PARTS)[:8]), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--parts", default=",".join(list(PARTS)[:9]), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--small", type=int, default=100_000, help="agents of comparisons to the bit")
     parser.add_argument("--agents", type=int, default=8_400_000)
     parser.add_argument("--large", type=int, default=100_000_000, help="agents of the second size of `days`; 0: none")

@@ -194,6 +194,7 @@ def sensitivity(
     ] = 1,
     settings: Settings = None,
     checkpoint_every: Every = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -208,6 +209,7 @@ def sensitivity(
         mode=mode,
         targets=tuple(target or ()),
         replicates=replicates,
+        device=device,
         settings=parse_settings(settings or ()),
         checkpoint_every=checkpoint_every,
         out=out,
@@ -256,6 +258,7 @@ def calibrate(
     gradient: Gradient = None,
     settings: Settings = None,
     time_limit: Limit = None,
+    device: Device = None,
     deadline: Deadline = None,
     out: Out = None,
     json: Json = False,

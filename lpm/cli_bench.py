@@ -15,6 +15,7 @@ __all__ = ["register"]
 Agents = Annotated[int, typer.Option(min=1, metavar="N", help="Size of the population.")]
 Days = Annotated[int, typer.Option(min=1, metavar="DAYS", help="Days to simulate.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all random numbers.")]
+Device = Annotated[str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run contagions on a torch device.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -50,13 +51,18 @@ def sensitivity(
     days: Days = 180,
     parameters: Annotated[int, typer.Option(min=1, metavar="P", help="How many parameters.")] = 6,
     gradient: Annotated[str, typer.Option(metavar="ESTIMATOR", help="How derivatives are found.")] = "fd",
+    device: Device = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """All sensitivities of the reference workload: every output of every day by every parameter."""
     from lpm.bench.sensitivity import bench_sensitivity
 
-    show(bench_sensitivity(agents, days, parameters, gradient, seed), json)
+    show(bench_sensitivity(agents, days, parameters, gradient, seed, _executor(device)), json)
+
+
+def _executor(device: str | None) -> str:
+    return "auto" if device is None else f"device:{device}"
 
 
 def show(found: Mapping[str, Any], json: bool) -> None:
@@ -72,16 +78,14 @@ def show(found: Mapping[str, Any], json: bool) -> None:
 def workload(
     agents: Agents = 8_400_000,
     days: Days = 60,
-    device: Annotated[
-        str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run on a torch device; see `simulate`.")
-    ] = None,
+    device: Device = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """The reference workload: households, workplaces and community cells, SEIR; time of a day, memory, counts."""
     from lpm.bench.workload import bench_workload
 
-    show(bench_workload(agents, days, seed, "auto" if device is None else f"device:{device}"), json)
+    show(bench_workload(agents, days, seed, _executor(device)), json)
 
 
 def gradients(

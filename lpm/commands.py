@@ -149,7 +149,7 @@ def _simulate(
             seed=seed,
             gradient=chosen,
             step=scenario.gradient.step,
-            executor="auto" if options.device is None else f"device:{options.device}",
+            executor=options.executor,
             keeper=Keeper(options.checkpoint_every or 0, keep, found),
             progress=lambda done, of: advance(),
         )
@@ -263,6 +263,7 @@ def _sensitivity(
             targets=options.targets,
             replicates=options.replicates,
             step=scenario.gradient.step,
+            executor=options.executor,
             keeper=Keeper(options.checkpoint_every or 0, lambda now: save(now, now["step"]), state),
             done=tuple(parts),
             on_replicate=keep,
@@ -273,6 +274,7 @@ def _sensitivity(
         return {}
     run.update(
         executor=result.executor,
+        device=result.executor.partition(":")[2] or "cpu",
         timings={"building_s": built - began, "computing_s": time.monotonic() - built},
         peak_memory_mb=memory,
     )
@@ -339,7 +341,7 @@ def _calibrate(
     found = agreed(found)
     seed = options.seed or 0
     began = time.monotonic()
-    evidence = evidence_of(scenario, seed)
+    evidence = evidence_of(scenario, seed, options.executor)
     built = time.monotonic()
     store = None if run is None else run.checkpoints
     done = 0 if found is None or found["state"] is None else int(found["state"]["iteration"])
@@ -360,6 +362,7 @@ def _calibrate(
         timings={"building_s": built - began, "computing_s": time.monotonic() - built},
         peak_memory_mb=memory,
         gradient={"estimator": study.choice.estimator, "reason": study.choice.reason},
+        device=options.device or "cpu",
     )
     fits = _fits(scenario, evidence, backend)
     summary = write_study(run, scenario, study, fits=fits, withheld=[], facts=[_LOCAL], seed=seed)

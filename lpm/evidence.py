@@ -85,6 +85,7 @@ class Evidence:
         seed: of the shard; each trajectory uses a seed derived from it.
         step: of finite differences, relative.
         replicates: simulations whose mean is compared with the series, for each draw.
+        executor: see `simulation.choose_executor`.
 
     Raises:
         InputError: if a series compares with an output that the model doesn't record.
@@ -101,9 +102,11 @@ class Evidence:
         seed: int,
         step: float = 0.02,
         replicates: int = 1,
+        executor: str = "auto",
     ) -> None:
         self.model, self.observations, self.seed = model, tuple(observations), seed
         self.steps, self.held_out, self.step, self.replicates = steps, held_out, step, replicates
+        self.executor = executor
         self.names = tuple(parameter.name for parameter in parameters)
         self.columns = [self.names.index(parameter.name) for parameter in model.parameters]
         recorded = list(model.recorded)
@@ -134,6 +137,7 @@ class Evidence:
             world=world,
             step=self.step,
             trajectory=trajectory,
+            executor=self.executor,
             **more,
         )
 
@@ -265,7 +269,7 @@ class Evidence:
         words = np.empty((self.steps, len(self.model.recorded), theta.shape[0]), dtype=np.int64)
         groups = [np.arange(group, theta.shape[0], GROUPS) for group in range(min(GROUPS, theta.shape[0]))]
         # As many of them in one run, and in one round a day, as fit: the same at every party, whatever its shard.
-        together = max(1, LANES // groups[0].size) if simulation.lanes_apart(self.model) else 1
+        together = max(1, LANES // groups[0].size) if simulation.lanes_apart(self.model, self.executor) else 1
         for first in range(0, len(groups), together):
             those = range(first, min(first + together, len(groups)))
             lanes = np.concatenate([groups[group] for group in those])
@@ -277,6 +281,7 @@ class Evidence:
                 seed=seeds if len(those) > 1 else seeds[0],
                 world=world,
                 trajectory=trajectory,
+                executor=self.executor,
             )
             words[..., lanes] = run.words
         return words
@@ -298,5 +303,6 @@ class Evidence:
             world=world,
             trajectory=trajectory,
             keeper=keeper,
+            executor=self.executor,
         )
         return run.words[:, : len(self.model.outputs)]

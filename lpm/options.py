@@ -60,7 +60,8 @@ class Options:
         control: one of `CONTROLS`.
         keys: the key folder (None: local keys are made in the run's directory).
         checkpoint_every: steps between two checkpoints of a simulation.
-        device: torch device that runs contagions: cpu, cuda or cuda:N (None: the fastest executor for CPUs).
+        device: torch device that runs contagions: cpu, cuda or cuda:N (None: the fastest executor for CPUs). There
+            `fd` is the only estimator: it is what "auto" means, and what a calibration or sensitivity uses.
         deadline: seconds that a rank of `torchrun` may keep the others waiting.
         time_limit: seconds after which a calibration stops and says that it has not converged.
         mode: one of `MODES`, of a sensitivity.
@@ -121,6 +122,14 @@ class Options:
                 raise InputError(f"`--{flag}` is {seconds:g}: seconds, more than 0.")
         _require_one_of("gradient", self.gradient, GRADIENTS)
         needs = {"calibrate": "a calibration", "sensitivity": "a sensitivity"}.get(self.command)
+        if self.device is not None:
+            if self.gradient == "auto" or (self.gradient is None and needs):
+                object.__setattr__(self, "gradient", "fd")
+            elif self.gradient not in (None, "none", "fd"):
+                raise InputError(
+                    f"`--gradient` is {self.gradient}, which does not run on a device.",
+                    "Use fd with --device, or leave --device out.",
+                )
         if self.command == "federate" and not self.simulate_only:
             needs = "a calibration"
             if self.gradient in ONE_PROCESS:
@@ -142,6 +151,11 @@ class Options:
         if self.keys is not None and not self.keys.is_dir():
             raise InputError(f"`--keys` is {self.keys}: a folder made by `lpm keys local DIR --parties a,b,c`.")
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
+
+    @property
+    def executor(self) -> str:
+        """What runs the contagions: see `simulation.choose_executor`."""
+        return "auto" if self.device is None else f"device:{self.device}"
 
     def to_command(self) -> dict[str, Any]:
         """The options as plain values for `run.json`: paths absolute, what was not given left out."""

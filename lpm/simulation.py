@@ -135,9 +135,11 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     return Fused()
 
 
-def lanes_apart(model: Model) -> bool:
-    """Whether lanes of one run of a model can have random numbers of their own."""
-    return all(protocol.fused() and protocol.by_executor() for protocol in model.protocols)
+def lanes_apart(model: Model, executor: str = "auto") -> bool:
+    """Whether lanes of one run of a model can have random numbers of their own: not on a device."""
+    return executor in ("auto", "reference", "cpu") and all(
+        protocol.fused() and protocol.by_executor() for protocol in model.protocols
+    )
 
 
 def _require_apart(model: Model, theta: NDArray[np.float64], seeds: int, derivative: str, executor: Executor) -> None:

@@ -51,7 +51,7 @@ class LocalBackend:
         return ring.decode(self.evidence.words(theta, trajectory))
 
 
-def evidence_of(scenario: Scenario, seed: int) -> Evidence:
+def evidence_of(scenario: Scenario, seed: int, executor: str = "auto") -> Evidence:
     """All institutions of a scenario as one shard."""
     observations = [scenario.observation(name) for name in scenario.institutions]
     return Evidence(
@@ -63,6 +63,7 @@ def evidence_of(scenario: Scenario, seed: int) -> Evidence:
         seed=seed,
         step=scenario.gradient.step,
         replicates=scenario.calibration.replicates,
+        executor=executor,
     )
 
 

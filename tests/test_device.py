@@ -176,3 +176,26 @@ def test_tangents_on_a_device_are_refused() -> None:
     theta = np.array([[models.THETA[parameter.name] for parameter in model.parameters]])
     with pytest.raises(InputError, match="device executor runs neither tangents"):
         run(model, theta, steps=2, seed=1, derivative="forward", executor="device:cpu")
+
+
+def test_derivatives_and_posteriors_on_a_device_are_those_of_fd(tmp_path: Path) -> None:
+    asked = {
+        "sensitivity": (["--steps", "6"], "targets.csv"),
+        "calibrate": (["--steps", "20", "--iterations", "1"], "posterior.parquet"),
+    }
+    for command, (more, file) in asked.items():
+        shared = [command, str(CLINICS), "--agents", "600", "--seed", "2", *more]
+        for name, where in (("device", ["--device", "cpu"]), ("plain", ["--gradient", "fd"])):
+            assert cli.main([*shared, *where, "--out", str(tmp_path / command / name)]) == 0
+        found = [(tmp_path / command / name / file).read_bytes() for name in ("device", "plain")]
+        assert found[0] == found[1], command
+        assert lpm_record(tmp_path / command / "device")["device"] == "cpu"
+
+
+def test_an_estimator_that_does_not_run_on_a_device_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["calibrate", str(CLINICS), "--device", "cpu", "--gradient", "tangent", "--out", str(tmp_path / "run")]
+    assert cli.main(asked) == 2
+    assert "`--gradient` is tangent, which does not run on a device." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -13,7 +13,9 @@ from lpm.processes import peak_memory_mb
 __all__ = ["bench_sensitivity"]
 
 
-def bench_sensitivity(agents: int, days: int, parameters: int, gradient: str, seed: int = 0) -> dict[str, Any]:
+def bench_sensitivity(
+    agents: int, days: int, parameters: int, gradient: str, seed: int = 0, executor: str = "auto"
+) -> dict[str, Any]:
     """Time the sensitivities of W.
 
     Args:
@@ -22,6 +24,7 @@ def bench_sensitivity(agents: int, days: int, parameters: int, gradient: str, se
         parameters: the first so many of `PARAMETERS`.
         gradient: an estimator; the reference workload is too large for an audit.
         seed: of population and epidemic.
+        executor: see `simulation.choose_executor`.
 
     Returns:
         `building_s` and `computing_s`, `peak_rss_mb`, `attack_rate`, how many `derivatives` were found, and for each
@@ -38,7 +41,9 @@ def bench_sensitivity(agents: int, days: int, parameters: int, gradient: str, se
     model = workload(agents, seed, parameters=parameters)
     built = time.perf_counter()
     values = {name: value for name, (value, _) in list(PARAMETERS.items())[:parameters]}
-    found = sensitivity(model, values, steps=days, seed=seed, gradient=gradient, targets=["infections:total"])
+    found = sensitivity(
+        model, values, steps=days, seed=seed, gradient=gradient, targets=["infections:total"], executor=executor
+    )
     done = time.perf_counter()
     elasticity = found.targets.set_index("parameter")["elasticity"]
     return {
