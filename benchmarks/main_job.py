@@ -1,6 +1,6 @@
-"""The main job as a user runs it: wall time, CPU time and memory of all its processes together.
+"""The main job, or another federation, as a user runs it: wall time, CPU time and memory of all processes together.
 
-    python benchmarks/main_job.py [--keep DIR] [flags of `lpm federate`]
+    python benchmarks/main_job.py [--scenario FOLDER] [--keep DIR] [flags of `lpm federate`]
 
 Memory is the largest sum of proportional set sizes (shared pages counted once) seen in samples a second apart. Prints
 one JSON object.
@@ -25,11 +25,13 @@ SCENARIO = Path(__file__).resolve().parent.parent / "simulations" / "nyc_borough
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenario", type=Path, default=SCENARIO, help="its folder")
     parser.add_argument("--keep", type=Path, help="where the run stays; else it is thrown away")
     arguments, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         out = arguments.keep or Path(folder) / "run"
-        command = [sys.executable, "-m", "lpm", "federate", str(SCENARIO), "--out", str(out), "--json", *flags]
+        command = [sys.executable, "-m", "lpm", "federate", str(arguments.scenario)]
+        command += ["--out", str(out), "--json", *flags]
         began = time.monotonic()
         load = psutil.getloadavg()[0]
         run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
