@@ -25,7 +25,7 @@ from lpm.flame.model import Model
 from lpm.memory import ALTERNATES_BYTES_PER_AGENT, require_memory
 from lpm.options import BIASED, GRADIENTS, ONE_PROCESS
 from lpm.parameters import Parameter
-from lpm.passes.alternates import unfit
+from lpm.passes.alternates import in_kernel, surely_followed, unfit
 from lpm.passes.score import components
 from lpm.relax import straight_through
 from lpm.rng import derive
@@ -56,14 +56,14 @@ class Estimator:
         name: as `gradient=` calls it.
         what: a few words for tables.
         modes: "forward", and "reverse" where a scalar's gradient by any number of parameters costs one pass back.
-        refuses: why it can't differentiate a model, or None if it can.
+        refuses: why it can't differentiate a model in a mode, or None if it can.
         promising: whether `auto` should spend runs on it; an audit that is asked for tries it anyway.
     """
 
     name: str
     what: str
     modes: tuple[str, ...] = ("forward",)
-    refuses: Callable[[Model], str | None] = lambda model: None
+    refuses: Callable[[Model, str], str | None] = lambda model, mode: None
     promising: Callable[[Model], bool] = lambda model: True
 
     @property
@@ -81,7 +81,14 @@ REGISTRY: Mapping[str, Estimator] = {
     each.name: each
     for each in (
         Estimator("fd", "central differences with common random numbers"),
-        Estimator("alternates", "what would have been in each small group", ("forward", "reverse"), refuses=unfit),
+        Estimator(
+            "alternates",
+            "what would have been in each small group",
+            ("forward", "reverse"),
+            refuses=unfit,
+            # What a protocol of the user's own does shows when it runs, and may be refused then.
+            promising=surely_followed,
+        ),
         Estimator("tangent", "derivative of the conditional expectation of each decision", ("forward", "reverse")),
         Estimator(
             "score",
@@ -110,7 +117,7 @@ def candidates(model: Model, mode: str = "forward", *, one_process: bool = True)
         and not each.biased
         and mode in each.modes
         and (one_process or each.name not in ONE_PROCESS)
-        and each.refuses(model) is None
+        and each.refuses(model, mode) is None
         and each.promising(model)
     )
 
@@ -133,12 +140,12 @@ def require_estimator(name: str, model: Model | None = None, mode: str = "forwar
     if mode == "reverse" and mode not in (REGISTRY[name].modes if name in REGISTRY else ()):
         able = " or ".join(f"gradient={each.name}" for each in REGISTRY.values() if mode in each.modes)
         raise InputError(f"The estimator {name} has no reverse mode.", f"Use mode=forward, or {able}.")
-    reason = REGISTRY[name].refuses(model) if name in REGISTRY and model is not None else None
+    reason = REGISTRY[name].refuses(model, mode) if name in REGISTRY and model is not None else None
     if reason is not None and model is not None:
         able = " or ".join(
             each.name
             for each in REGISTRY.values()
-            if mode in each.modes and not each.biased and each.refuses(model) is None
+            if mode in each.modes and not each.biased and each.refuses(model, mode) is None
         )
         raise InputError(
             f"The estimator {name} can't differentiate this model: {reason}.", f"Use gradient={able or 'none'}."
@@ -281,7 +288,7 @@ def evaluate(
         derivative = "alternates" if mode == "forward" else "alternates-reverse"
         # Without a world of its own a model is still whole, and ranks share it out.
         share = draws / ranks.place().ranks if world is None else draws
-        each = ALTERNATES_BYTES_PER_AGENT[mode]
+        each = ALTERNATES_BYTES_PER_AGENT[mode if in_kernel(model) and executor != "reference" else "torch"]
         require_memory(model.population.agents, share, each, purpose="the gradient alternates")
     if estimator == "st-gumbel" and executor == "auto":
         common["executor"] = "reference"  # what is carried beside the values is the tangent

@@ -6,18 +6,24 @@ shards: its sums pass through ⊕, and nothing else does.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+from typing import Protocol as Contract
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from lpm import ring
 from lpm.errors import InputError
+from lpm.relax import attach
 
-__all__ = ["Edges", "Groups", "Network"]
+__all__ = ["Adder", "Edges", "Groups", "Network", "adding_through", "as_words"]
 
 
 _PIECE = 1 << 22
@@ -72,6 +78,31 @@ class Network:
 
     def sum(self, messages: Tensor) -> Tensor:
         """Add up messages [agents, …] by cell → [cells, …]; integers stay integers."""
+        adder = _ADDER.get()
+        return self.add(messages) if adder is None else adder.sum(self, messages)
+
+    def total(self, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
+        """Add up messages by cell, each rounded to a word first.
+
+        Args:
+            hard: what is sent [agents, lanes].
+            soft: a number with the derivative of what is sent, which it need not equal [agents, lanes].
+
+        Returns:
+            Words [cells, lanes] int64, and the sum of `soft` [cells, lanes].
+        """
+        adder = _ADDER.get()
+        if adder is not None:
+            return adder.total(self, hard, soft)
+        return self.add(as_words(hard)), self.add(soft)
+
+    def own(self, hard: Tensor, soft: Tensor) -> Tensor:
+        """Each agent's own part of a sum, for whoever takes it off again [agents, lanes]; arguments as of `total`."""
+        adder = _ADDER.get()
+        return attach(hard, soft) if adder is None else adder.own(self, hard, soft)
+
+    def add(self, messages: Tensor) -> Tensor:
+        """`sum`, whoever adds up."""
         raise TypeError(f"{type(self).__name__} is an interface.")
 
     def shard(self, positions: NDArray[np.int64]) -> Network:
@@ -81,6 +112,40 @@ class Network:
             positions: which, ascending.
         """
         raise TypeError(f"{type(self).__name__} is an interface.")
+
+
+def as_words(messages: Tensor) -> Tensor:
+    """Messages as fixed-point words, each rounded half to even; torch twin of `ring.encode`."""
+    return torch.round(messages.detach() * 2.0**ring.FRACTION_BITS).to(torch.int64)
+
+
+class Adder(Contract):
+    """Who adds up in place of a network: how `alternates` shows the protocols two populations at once."""
+
+    def sum(self, network: Network, messages: Tensor) -> Tensor:
+        """As `Network.sum`."""
+        ...
+
+    def total(self, network: Network, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Network.total`."""
+        ...
+
+    def own(self, network: Network, hard: Tensor, soft: Tensor) -> Tensor:
+        """As `Network.own`."""
+        ...
+
+
+_ADDER: ContextVar[Adder | None] = ContextVar("adder", default=None)
+
+
+@contextlib.contextmanager
+def adding_through(adder: Adder) -> Iterator[None]:
+    """All networks add up through `adder` in here."""
+    token = _ADDER.set(adder)
+    try:
+        yield
+    finally:
+        _ADDER.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +233,7 @@ class Groups(Network):
     def _index(self) -> Tensor:
         return torch.from_numpy(self._cell)
 
-    def sum(self, messages: Tensor) -> Tensor:
+    def add(self, messages: Tensor) -> Tensor:
         zeros = torch.zeros((self._count, *messages.shape[1:]), dtype=messages.dtype)
         return zeros.index_add(0, self._index, messages)
 
@@ -286,6 +351,6 @@ class Edges(Network):
         """Who reads, edge by edge [edges (both ways)]."""
         return self._reader
 
-    def sum(self, messages: Tensor) -> Tensor:
+    def add(self, messages: Tensor) -> Tensor:
         zeros = torch.zeros((self._agents, *messages.shape[1:]), dtype=messages.dtype)
         return zeros.index_add(0, self._reader, messages.index_select(0, self._source))

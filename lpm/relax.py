@@ -8,7 +8,7 @@ and which works under jvp, vjp, jacfwd, jacrev and vmap.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 __all__ = [
     "RECIPROCALS",
     "attach",
+    "decide",
+    "deciding_through",
     "one_minus_exp",
     "recording_likelihood",
     "sample",
@@ -56,6 +58,25 @@ def attach(hard: Tensor, soft: Tensor) -> Tensor:
     return hard + (soft - soft.detach())
 
 
+def decide(cumulative: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
+    """Which of several outcomes each word says, for agents who are in the state that decides.
+
+    Args:
+        cumulative: as of `sample`.
+        uniform: as of `sample`.
+
+    Returns:
+        For each outcome whether it happens [agents, lanes].
+    """
+    outcomes = []
+    below = torch.zeros((), dtype=torch.bool)
+    for total in cumulative:
+        reached = uniform < thresholds(total)
+        outcomes.append(reached & ~below)
+        below = reached
+    return outcomes
+
+
 def sample(occupied: Tensor, cumulative: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
     """Which of several outcomes happens to each agent, or none.
 
@@ -66,18 +87,22 @@ def sample(occupied: Tensor, cumulative: Sequence[Tensor], uniform: Tensor) -> l
 
     Returns:
         For each outcome 0 or 1 [agents, lanes], with the derivative of occupied × probability; under
-        `recording_likelihood` with none, under `straight_through` with that of the Gumbel-softmax.
+        `recording_likelihood` with none, under `straight_through` with that of the Gumbel-softmax; under
+        `deciding_through` what that says.
     """
+    instead = _INSTEAD.get()
+    if instead is not None:
+        return instead(occupied, cumulative, uniform)
     outcomes = []
     before = torch.zeros((), dtype=torch.float64)
-    below = torch.zeros((), dtype=torch.bool)
+    reached = torch.zeros((), dtype=torch.bool)
     recorded, gumbel = _LIKELIHOOD.get(), _TEMPERATURE.get()
     # Of not having had an earlier outcome: its derivative alone is used, and only under `straight_through`.
     passed: Tensor = torch.ones((), dtype=torch.float64)
     log_likelihood: Tensor = torch.zeros((), dtype=torch.float64)
-    for total in cumulative:
-        reached = uniform < thresholds(total)
-        decided = (reached & ~below).to(torch.float64)
+    for total, chosen in zip(cumulative, decide(cumulative, uniform), strict=True):
+        reached = reached | chosen
+        decided = chosen.to(torch.float64)
         hard = occupied.detach() * decided
         if recorded is not None:
             log_likelihood = log_likelihood + _log_of_chosen(total - before, hard)
@@ -88,17 +113,20 @@ def sample(occupied: Tensor, cumulative: Sequence[Tensor], uniform: Tensor) -> l
             passed = attach((~reached).to(torch.float64), passed * (1.0 - soft))
         else:
             outcomes.append(attach(hard, occupied * (total - before)))
-        before, below = total, reached
+        before = total
     if recorded is not None and outcomes:
         none = occupied.detach() - torch.stack(outcomes).sum(0)
         recorded.append(log_likelihood + _log_of_chosen(1.0 - before, none))
     return outcomes
 
 
-# ---- other derivatives of the same decisions, for the estimators `score` and `st-gumbel`
+# ---- other derivatives of the same decisions, for the estimators `score`, `st-gumbel` and `alternates`
 
 _LIKELIHOOD: ContextVar[list[Tensor] | None] = ContextVar("likelihood", default=None)
 _TEMPERATURE: ContextVar[float | None] = ContextVar("temperature", default=None)
+_INSTEAD: ContextVar[Callable[[Tensor, Sequence[Tensor], Tensor], list[Tensor]] | None] = ContextVar(
+    "instead", default=None
+)
 
 
 @contextlib.contextmanager
@@ -116,6 +144,20 @@ def recording_likelihood() -> Iterator[list[Tensor]]:
         yield recorded
     finally:
         _LIKELIHOOD.reset(token)
+
+
+@contextlib.contextmanager
+def deciding_through(instead: Callable[[Tensor, Sequence[Tensor], Tensor], list[Tensor]]) -> Iterator[None]:
+    """Decisions are what a function says in here: how `alternates` lets one of them come out otherwise.
+
+    Args:
+        instead: as `sample`.
+    """
+    token = _INSTEAD.set(instead)
+    try:
+        yield
+    finally:
+        _INSTEAD.reset(token)
 
 
 @contextlib.contextmanager

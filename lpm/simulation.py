@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from lpm import ring
 from lpm.errors import InputError
 from lpm.flame.model import Model
+from lpm.kernels.reference import Reference
 from lpm.kernels.spec import Executor
 from lpm.kernels.tangents import Tangents
-from lpm.passes.alternates import unfit
+from lpm.passes.alternates import in_kernel, unfit
+from lpm.passes.alternates_general import AlternatesGeneral
 from lpm.passes.alternates_reverse import AlternatesReverse
 from lpm.passes.carried import CarriedForward, unfollowed
 from lpm.passes.plain import Plain
@@ -96,8 +98,6 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     Raises:
         InputError: for an unknown name, or one that can't run this model.
     """
-    from lpm.kernels.reference import Reference
-
     kind, _, device = wanted.partition(":")
     known = ("auto", "reference", "cpu", "device", "torch", "triton")
     if kind not in known or (kind in known[3:]) != bool(device):
@@ -106,13 +106,19 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     if derivative in ("alternates", "alternates-reverse"):
         from lpm.kernels.alternates import Alternates
 
-        reason = unfit(model)
+        mode = "forward" if derivative == "alternates" else "reverse"
+        reason = unfit(model, mode)
         if reason is not None:
             raise InputError(
                 f"The estimator alternates can't differentiate this model: {reason}.", "Use gradient=fd."
             )
-        if wanted == "reference" or device:
-            raise InputError("The estimator alternates runs in the fused executor.", "Use the executor auto or cpu.")
+        if mode == "forward" and (wanted == "reference" or (wanted == "auto" and not in_kernel(model))):
+            return Reference()
+        if wanted == "reference" or device or not in_kernel(model):
+            raise InputError(
+                f"The estimator alternates doesn't run this model by the executor {wanted} in {mode} mode.",
+                "Use the executor auto.",
+            )
         return Alternates(len(model.parameters)) if derivative == "alternates" else Alternates(0, taped=True)
     carries = derivative == "forward" and unfollowed(model) is None and lanes_apart(model)
     able = fused and (derivative == "none" or (carries and not device))
@@ -197,7 +203,8 @@ def run(
         world: who adds up; by default the Local world or, under `torchrun`, the Distributed one.
         derivative: "none"; "forward": tangents of the outputs; "reverse": gradient of Σ cotangent · outputs;
             "score": scores of all decisions beside the outputs, by component; "alternates": derivatives of
-            the outputs by cluster alternates; "alternates-reverse": as "reverse", by cluster alternates.
+            the outputs by cluster alternates, by the reference executor for protocols of any kind in one layer;
+            "alternates-reverse": as "reverse", by cluster alternates.
         cotangent: outputs [T, O, lanes] → cotangents [B, T, O, lanes] (reverse).
         executor: see `choose_executor`.
         keeper: checkpoints.
@@ -235,6 +242,8 @@ def run(
     sizes = _census(model, rounds)
     loop = Steps(model, parameters, seeds, chosen, sizes)
     kind = CarriedForward if isinstance(chosen, Tangents) else _PASSES[derivative]
+    if derivative == "alternates" and isinstance(chosen, Reference):
+        kind = AlternatesGeneral
     worker = kind(loop, rounds)
 
     lanes = theta.shape[0]

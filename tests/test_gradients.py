@@ -35,14 +35,16 @@ def _households(size: int, count: int) -> lpm.Model:
     return lpm.Model(people, [home], [contagion], outputs={"new": lpm.flow("S -> I")})
 
 
-def _slopes(model: lpm.Model, escape: float, estimator: str, seeds: int, households: int) -> np.ndarray:
+def _slopes(
+    model: lpm.Model, escape: float, estimator: str, seeds: int, households: int, executor: str = "auto"
+) -> np.ndarray:
     """d E[new infections in a household]/dp by seed; p = 1 − e^(−hazard), so dp = escape · d hazard."""
     theta = np.array([[-np.log(escape)]])
     # A household of n is through after n − 1 generations; the tangent isn't, so how long a run goes on is part of it.
     steps = model.population.agents // households + 1
     found = []
     for seed in range(seeds):
-        result = evaluate(model, theta, estimator=estimator, steps=steps, seed=seed)
+        result = evaluate(model, theta, estimator=estimator, steps=steps, seed=seed, executor=executor)
         assert result.derivative is not None
         found.append(result.derivative.sum() / households / escape)
     return np.array(found)

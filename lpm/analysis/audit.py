@@ -118,7 +118,7 @@ def audit_gradients(
     require_known(names)
     found: dict[str, Verdict] = {}
     for name in names:
-        reason = REGISTRY[name].refuses(model)
+        reason = REGISTRY[name].refuses(model, "forward")
         known = "for comparison only" if REGISTRY[name].biased else ""
         found[name] = Verdict(
             name,
@@ -152,7 +152,12 @@ def audit_gradients(
         own = compare(np.stack(rows[REFERENCE]), np.stack(rows[REFERENCE]))
         reference = Verdict(REFERENCE, 0.0, 0.0, own.sd, cost(REFERENCE), 0, own.clear, k + 1, "reference")
         for name in open_ones:
-            once(name, k)
+            try:
+                once(name, k)
+            except InputError as refused:
+                # The others have run: what this one can't do showed in the run.
+                found[name] = Verdict(name, ruling="not supported", note=str(refused), eligible=False)
+                continue
             seen = compare(np.stack(rows[name]), np.stack(rows[REFERENCE]))
             verdict = Verdict(
                 name,

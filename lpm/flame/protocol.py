@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lpm import ring, rng
+from lpm import rng
 from lpm.errors import InputError
 from lpm.kernels.spec import Executor, Summed
 from lpm.parameters import Expression
@@ -61,6 +60,7 @@ class Step:
         seeds: of this shard; one for all lanes, or one for each.
         executor: what runs contagions.
         settled: what follows from parameters alone, by protocol, worked out once in a run; None where derivatives flow.
+        drawing: receives the number of a protocol that asks for random words, where somebody wants to know.
     """
 
     t: int
@@ -75,6 +75,7 @@ class Step:
     seeds: tuple[int, ...]
     executor: Executor
     settled: dict[str, Any] | None = None
+    drawing: set[int] | None = None
 
     def value(self, expression: Expression) -> Tensor:
         """An expression at this step [lanes] or scalar."""
@@ -97,6 +98,8 @@ class Step:
     @property
     def address(self) -> rng.Address:
         """Where the random words of this step and protocol stand."""
+        if self.drawing is not None:
+            self.drawing.add(self.number)
         apart = self.seeds if len(self.seeds) > 1 else ()
         return rng.Address(self.seeds[0], self.t, self.number, self.model.population.numbering, apart)
 
@@ -111,9 +114,7 @@ class Step:
 
     def total(self, network: str, messages: Tensor) -> Summed:
         """Add up one message per agent over a network: rounded to words first, then added [agents, lanes]."""
-        place = self.model.network(network)
-        words = place.sum(torch.round(messages.detach() * 2.0**ring.FRACTION_BITS).to(torch.int64))
-        return Summed(words, place.sum(messages))
+        return Summed(*self.model.network(network).total(messages, messages))
 
 
 class Protocol:

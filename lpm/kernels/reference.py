@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lpm import ring
 from lpm.kernels.spec import Spec, Summed, Tables, hazards
 from lpm.networks import Groups, Network
-from lpm.relax import attach, one_minus_exp, sample
+from lpm.relax import one_minus_exp, sample
 from lpm.rng import Address
 
 __all__ = ["Reference"]
@@ -85,8 +84,7 @@ class Reference:
                 if isinstance(network, Groups):
                     # Nobody meets themselves. Whoever can be infected isn't infectious, so this takes nothing from a
                     # hazard that is used; but neither the row nor the derivative of the own stage may come back.
-                    own = attach((occupied.detach() * slope).sum(-1), (occupied * soft).sum(-1))
-                    own = own if tables.relative is None else own * tables.relative
+                    own = network.own(*_messages(occupied, slope, soft, tables.relative))
                     if network.outsiders:
                         own = own * (cells > 0).to(torch.float64)[:, None]
                     hazard = hazard - (factor if size is None else factor / size[cells][:, None]) * own
@@ -112,11 +110,17 @@ class Reference:
 
 def _sum(network: Network, occupied: Tensor, hard: Tensor, soft: Tensor, relative: Tensor | None) -> Summed:
     """Infectivity by cell: `hard` gives the value, `soft` (which may depend on the reader's cell) the derivative."""
-    values = occupied.detach() * hard
-    message = values.sum(-1) if relative is None else values.sum(-1) * relative.detach()
-    words = network.sum(torch.round(message * 2.0**ring.FRACTION_BITS).to(torch.int64))
-    gentle = (occupied * soft).sum(-1)
-    return Summed(words, network.sum(gentle if relative is None else gentle * relative))
+    return Summed(*network.total(*_messages(occupied, hard, soft, relative)))
+
+
+def _messages(occupied: Tensor, hard: Tensor, soft: Tensor, relative: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What each agent sends, and a number with its derivative [agents, lanes]."""
+    sent, gentle = (occupied.detach() * hard).sum(-1), (occupied * soft).sum(-1)
+    if relative is None:
+        return sent, gentle
+    # A difference of one's own stage to itself is 0, so the derivative of `relative` comes from what is sent.
+    fixed = relative.detach()
+    return sent * fixed, gentle * fixed + sent * (relative - fixed)
 
 
 def _difference(network: Network, occupied: Tensor, slope: Tensor, size: Tensor | None, factor: Tensor) -> Tensor:

@@ -49,7 +49,12 @@ def push(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple
 
 
 class Steps:
-    """One run: the pure functions between two sums, bound to a model, seeds and an executor."""
+    """One run: the pure functions between two sums, bound to a model, seeds and an executor.
+
+    Attributes:
+        viewing: the number of the protocol that was last shown a step.
+        drawing: see `Step`.
+    """
 
     def __init__(self, model: Model, theta: Tensor, seeds: tuple[int, ...], executor: Executor, sizes: Arrays) -> None:
         self.model, self.seeds, self.executor, self.sizes = model, seeds, executor, sizes
@@ -62,6 +67,8 @@ class Steps:
             if model.network(network).shared
         ]
         self._values = self._by_name(theta)
+        self.viewing = -1
+        self.drawing: set[int] | None = None
         self._settled: dict[str, Any] = {}
 
     def _by_name(self, theta: Tensor) -> dict[str, Tensor]:
@@ -73,7 +80,10 @@ class Steps:
         values, settled = (self._values, self._settled) if plain else (self._by_name(theta), None)
         state = {key[6:]: value for key, value in carry.items() if key.startswith("state:")}
         sizes, seeds, executor = self.sizes, self.seeds, self.executor
-        return Step(t, self.model, number, self.lanes, values, state, env, sums, sizes, seeds, executor, settled)
+        self.viewing = number
+        return Step(
+            t, self.model, number, self.lanes, values, state, env, sums, sizes, seeds, executor, settled, self.drawing
+        )
 
     @staticmethod
     def env(carry: Arrays) -> Arrays:
@@ -236,4 +246,6 @@ def spread(name: str) -> tuple[str, int]:
     if head in ("carry", "tangent"):
         # A tangent has the axis of directions before that of agents.
         return ("agents", int(head == "tangent")) if rest.startswith("state:") else ("same", 0)
+    if head == "alternate":
+        return "agents", 0
     return ("same", 0) if head == "sums" else ("own", 0)

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from lpm.errors import InputError
 from lpm.networks import Edges, Groups, Network
 
-__all__ = ["partition"]
+__all__ = ["clusters", "partition"]
 
 
 def partition(networks: Sequence[Network], agents: int, ranks: int) -> NDArray[np.int32]:
@@ -38,12 +38,12 @@ def partition(networks: Sequence[Network], agents: int, ranks: int) -> NDArray[n
     if ranks == 1:
         return np.zeros(agents, dtype=np.int32)
     local = sorted((n for n in networks if not n.shared), key=_largest_group)
-    dealt = _deal(_clusters(local, agents), networks, ranks)
+    dealt = _deal(clusters(local, agents), networks, ranks)
     if dealt is not None:
         return dealt
     for count in range(len(local) + 1):
         # The first network, from small groups to large, with which no even cut is left.
-        if _deal(_clusters(local[:count], agents), networks, ranks) is None:
+        if _deal(clusters(local[:count], agents), networks, ranks) is None:
             break
     if count == 0:
         raise InputError(f"{agents} agents can't be spread over {ranks} ranks.", "Use fewer ranks or more agents.")
@@ -64,8 +64,13 @@ def _largest_group(network: Network) -> tuple[int, str]:
     return network.agents, network.name
 
 
-def _clusters(local: Sequence[Network], agents: int) -> NDArray[np.int64]:
-    """The cluster of each agent, numbered by its first agent [agents]."""
+def clusters(local: Sequence[Network], agents: int) -> NDArray[np.int64]:
+    """The cluster of each agent, those joined by any chain of groups and edges, numbered by its first agent [agents].
+
+    Args:
+        local: networks.
+        agents: how many there are.
+    """
     sources: list[NDArray[np.int64]] = []
     targets: list[NDArray[np.int64]] = []
     nodes = agents

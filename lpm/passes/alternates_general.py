@@ -1,0 +1,626 @@
+"""Cluster alternates for protocols of any kind, in torch: what would have been, had one decision come out otherwise.
+
+The executor of `lpm.kernels.alternates` knows contagions alone. Here nothing is known of a protocol but the two doors
+it uses: every random decision goes through `lpm.relax.sample`, and everything that people hear of one another is a sum
+over a network (paper, eq. 1). So the same protocols run on two populations in every step: the actual one, and one made
+of each household's alternative, with the same random words. For that the two doors say other things:
+1. In the groups of one layer (households; `clusters_of`) an alternative hears its own people. Over every other network
+   it hears the actual sum, and what it sends there, less what the actual people send, goes into the sum's derivative
+   times the household's weight.
+2. Where p ≤ ½, a decision that came out "no" offers "yes" with weight ṗ/(1 − p); where p > ½, one that came out "yes"
+   offers "no" with −ṗ/p. Several outcomes are a chain of such decisions. ṗ holds what torch differentiates along the
+   actual decisions: parameters, the environment, opened sums, and the continuous state of each agent, which so may feed
+   back through any sum.
+3. Of what is offered in a household, and its old alternative, one is kept, with a probability in proportion to its
+   reference weight (the derivative that raises all odds alike), and its weight divided by that. The step is then taken
+   a third time with that one decision reversed.
+4. A fourth population, half of it actual and half alternative, shows whether somebody sees others past the networks.
+
+So a model in which people hear of one another in the layer alone has unbiased derivatives, whatever the protocols do;
+what crosses households is linear. What can't be right is refused: a protocol that looks at others past the networks, or
+that draws random numbers and decides nothing through `sample`.
+
+Source: the weighted alternatives are those of smoothed perturbation analysis (Gong and Ho 1987; Fu and Hu 1997).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lpm.errors import InputError
+from lpm.flame.model import Model
+from lpm.kernels.alternates import layers_of
+from lpm.kernels.spec import decode
+from lpm.networks import Network, adding_through, as_words
+from lpm.passes.plain import Plain
+from lpm.passes.steps import Arrays, Rounds, Steps, push, soft, split
+from lpm.population.partition import clusters
+from lpm.relax import attach, decide, deciding_through, thresholds
+from lpm.rng import Address
+
+__all__ = ["AlternatesGeneral", "clusters_of"]
+
+_CHOICE = 65_535
+"""The number of the protocol at whose address the choice between alternatives is drawn: no model has so many."""
+
+_LEAST = 0.01
+"""Part of the absolute weights in the size of an alternative, for one that the reference says nothing about."""
+
+_SCALE = 4294967296.0
+
+
+def clusters_of(model: Model) -> tuple[NDArray[np.int64], str | None]:
+    """The layer that alternatives follow exactly: that of the smallest groups, if there is one.
+
+    Args:
+        model: whose local groups without mixing are layers, unless declared `layer=False`.
+
+    Returns:
+        The cluster of each agent, from 0; whoever is in no group is one alone [agents]. And the network's name.
+
+    Raises:
+        InputError: for a layer with a group too large to be one.
+    """
+    layers = layers_of(model.networks)[:1]
+    label = clusters([model.networks[number] for number in layers], model.population.agents)
+    return label, model.networks[layers[0]].name if layers else None
+
+
+# ---- the two doors
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """One call of `sample`: who decided [agents, lanes], between which chances [outcomes, agents, lanes], by which
+    words [agents, lanes].
+    """
+
+    occupied: Tensor
+    cumulative: Tensor
+    word: Tensor
+
+
+class _Decider:
+    """What `sample` says while a step is taken: hard outcomes, without derivatives.
+
+    Args:
+        loop: of the run, which knows whose step it is.
+        forced: for each call the outcome that an agent must have, or −1 [agents, lanes].
+    """
+
+    def __init__(self, loop: Steps, forced: Sequence[Tensor] = ()) -> None:
+        self._loop, self._forced = loop, forced
+        self.decided: set[int] = set()
+        self.calls: list[_Decision] = []
+
+    def __call__(self, occupied: Tensor, cumulative: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
+        self.decided.add(self._loop.viewing)
+        if not cumulative:
+            return []
+        shape = (self._loop.model.population.agents, self._loop.lanes)
+        occupied = occupied.detach()
+        outcomes = [chosen.expand(shape) for chosen in decide(cumulative, uniform)]
+        if self._forced:
+            forced = self._forced[len(self.calls)]
+            outcomes = [torch.where(forced < 0, chosen, forced == k) for k, chosen in enumerate(outcomes)]
+        chances = torch.stack([chance.expand(shape) for chance in cumulative])
+        self.calls.append(_Decision(occupied.expand(shape), chances, uniform.expand(shape)))
+        return [occupied * chosen.to(torch.float64) for chosen in outcomes]
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """One call over a network: what the actual people send [agents, lanes], and their sums [cells, lanes] if it added
+    up.
+    """
+
+    name: str
+    sent: Tensor
+    words: Tensor | None
+
+
+class _Actual:
+    """Adds up what the actual people send, and remembers it.
+
+    Args:
+        loop: of the run, which knows whose step it is.
+        layer: the network in which alternatives hear one another.
+    """
+
+    def __init__(self, loop: Steps, layer: str | None) -> None:
+        self._loop, self._layer = loop, layer
+        self.heard: list[_Heard] = []
+
+    def sum(self, network: Network, messages: Tensor) -> Tensor:
+        return _own_sum(self._loop, network, messages, self._layer)
+
+    def total(self, network: Network, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
+        sent = as_words(hard)
+        words = network.add(sent)
+        self.heard.append(_Heard(network.name, sent, words))
+        return words, network.add(soft)
+
+    def own(self, network: Network, hard: Tensor, soft: Tensor) -> Tensor:
+        self.heard.append(_Heard(network.name, as_words(hard), None))
+        return hard
+
+
+class _Alternative:
+    """Tells alternatives what they hear, and takes what they send beside the actual people as a derivative.
+
+    Args:
+        loop: see `_Actual`.
+        layer: see `_Actual`.
+        heard: what the actual people sent, call by call.
+        weight: of each agent's alternative, by direction [agents, lanes, P + 1]; None if nobody asks.
+        expected: what must be sent in each call, if that is known [agents, lanes].
+    """
+
+    def __init__(
+        self,
+        loop: Steps,
+        layer: str | None,
+        heard: Sequence[_Heard],
+        weight: Tensor | None = None,
+        expected: Sequence[Tensor] | None = None,
+    ) -> None:
+        self._loop, self._layer, self._heard = loop, layer, heard
+        self._weight, self._expected = weight, expected
+        self.sent: list[Tensor] = []
+        self.moved: list[Tensor] = []
+
+    def sum(self, network: Network, messages: Tensor) -> Tensor:
+        return _own_sum(self._loop, network, messages, self._layer)
+
+    def _next(self, network: Network, hard: Tensor) -> tuple[_Heard, Tensor]:
+        """What the actual people sent in this call, and by how much alternatives differ, times weight, by direction."""
+        call, sent = len(self.sent), as_words(hard)
+        heard = self._heard[call] if call < len(self._heard) else None
+        if heard is None or heard.name != network.name or heard.sent.shape != sent.shape:
+            raise InputError(
+                f"Whether {_speaking(self._loop)} adds up over {network.name} depends on people's state: "
+                "no alternative can follow it.",
+                "Add up in every step, zeros where nobody sends, or use gradient=fd.",
+            )
+        if self._expected is not None and not torch.equal(sent, self._expected[call]):
+            raise InputError(
+                f"What {_speaking(self._loop)} sends over {network.name} depends on other people past the networks: "
+                "no alternative can follow it.",
+                _OWN,
+            )
+        self.sent.append(sent)
+        if self._weight is None:
+            return heard, torch.zeros(0, dtype=torch.float64)
+        # A layer's own differences act within the alternatives.
+        more = decode(sent - heard.sent) if network.name != self._layer else torch.zeros_like(hard)
+        return heard, (self._weight * more[..., None]).movedim(-1, 0)
+
+    def total(self, network: Network, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
+        heard, moved = self._next(network, hard)
+        self.moved.append(torch.stack([network.add(each) for each in moved]) if moved.numel() else moved)
+        words = network.add(self.sent[-1]) if network.name == self._layer else heard.words
+        assert words is not None
+        return words, decode(words)
+
+    def own(self, network: Network, hard: Tensor, soft: Tensor) -> Tensor:
+        heard, moved = self._next(network, hard)
+        self.moved.append(moved)
+        # Whoever hears the actual sum takes off the actual own part: nobody meets themselves.
+        return hard if network.name == self._layer else decode(heard.sent)
+
+
+class _Tangent:
+    """Adds up what the actual people send, with derivatives, those of alternatives among them.
+
+    Args:
+        loop: see `_Actual`.
+        layer: see `_Actual`.
+        moved: for each call zeros that carry the derivative of what alternatives send besides.
+    """
+
+    def __init__(self, loop: Steps, layer: str | None, moved: Sequence[Tensor]) -> None:
+        self._loop, self._layer, self._moved = loop, layer, iter(moved)
+
+    def sum(self, network: Network, messages: Tensor) -> Tensor:
+        return _own_sum(self._loop, network, messages, self._layer)
+
+    def total(self, network: Network, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
+        return network.add(as_words(hard)), network.add(soft) + next(self._moved)
+
+    def own(self, network: Network, hard: Tensor, soft: Tensor) -> Tensor:
+        return attach(hard, soft + next(self._moved))
+
+
+_OWN = "Let it depend on one's own state, the environment and sums over networks, or use gradient=fd."
+
+
+def _speaking(loop: Steps) -> str:
+    """The protocol that was last shown a step."""
+    return loop.model.protocols[loop.viewing].name
+
+
+def _own_sum(loop: Steps, network: Network, messages: Tensor, layer: str | None) -> Tensor:
+    """A sum that a protocol makes itself: alternatives may hear their own household so, and nobody else."""
+    if network.name != layer:
+        raise InputError(
+            f"{_speaking(loop)} adds up over {network.name} by Network.sum, where no derivative can be followed.",
+            f"Use step.total({network.name!r}, messages), or gradient=fd.",
+        )
+    return network.add(messages)
+
+
+# ---- the pass
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step once taken: the carry after it, and what was decided and heard on the way."""
+
+    carry: Arrays
+    decider: _Decider
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is kept in each cluster.
+
+    Attributes:
+        forced: for each decision the outcome that is reversed to, or −1 [agents, lanes].
+        flipped: clusters that keep a reversed decision [clusters, lanes].
+        old: clusters that keep their old alternative [clusters, lanes].
+        weight: of what is kept [clusters, lanes, P + 1].
+    """
+
+    forced: list[Tensor]
+    flipped: Tensor
+    old: Tensor
+    weight: Tensor
+
+
+class AlternatesGeneral(Plain):
+    """Values, and the weighted alternative of each household beside them, in the same rounds.
+
+    Guarantee: the values are those of a run without derivatives, to the bit.
+    """
+
+    def __init__(self, loop: Steps, rounds: Rounds) -> None:
+        super().__init__(loop, rounds)
+        lanes, count = loop.theta.shape
+        agents = loop.model.population.agents
+        # The last direction is the reference: it raises all odds by the same factor, and no parameter.
+        each = torch.cat([torch.eye(count, dtype=torch.float64), torch.zeros((1, count), dtype=torch.float64)])
+        self.directions = each[:, None, :].expand(count + 1, lanes, count).contiguous()
+        label, self.layer = clusters_of(loop.model)
+        self.label = torch.from_numpy(label)
+        ids = loop.model.population.numbering.array()
+        order = np.lexsort((ids, label))
+        self.first = torch.from_numpy(order[np.unique(label[order], return_index=True)[1]])
+        self.clusters = self.first.numel()
+        self.weight = torch.zeros((self.clusters, lanes, count + 1), dtype=torch.float64)
+        self.differs = torch.zeros((self.clusters, lanes), dtype=torch.bool)
+        self.alternate: Arrays = {}
+        self.tangents: Arrays = {}
+        self.recorded: list[Tensor] = []
+        self.shape = (agents, lanes)
+
+    def start(self) -> None:
+        theta = self.loop.theta
+        actual = self._take(lambda: self.loop.start(theta), _Actual(self.loop, self.layer))
+        self._require_by_agent(actual.carry)
+
+        def begin(theta: Tensor) -> tuple[Arrays, list[Tensor]]:
+            decider = _Decider(self.loop)
+            with deciding_through(decider), adding_through(_Actual(self.loop, self.layer)):
+                carry = self.loop.start(theta)
+            return split(carry)[0], [call.cumulative for call in decider.calls]
+
+        self.tangents, slopes = push(begin, (theta,), (self.directions,))
+        nobody = torch.zeros_like(self.differs)
+        choice = self._choose(-1, actual.decider.calls, slopes, nobody)
+        flipped = self._take(lambda: self.loop.start(theta), _Actual(self.loop, self.layer), choice.forced)
+        self.carry = actual.carry
+        self._keep(choice, actual.carry, flipped.carry)
+        self.rounds.see(self.loop.env(self.carry))
+
+    def step(self, t: int) -> Arrays:
+        loop, theta, before, layer = self.loop, self.loop.theta, self.carry, self.layer
+        other = before | self.alternate
+        floats, others = split(before)
+        sums, moved = self._open(t, other)
+        differs, weight = self.differs[self.label], self.weight[self.label]
+
+        adder = _Actual(loop, layer)
+        records: list[Arrays] = []
+
+        def actually() -> Arrays:
+            carry, found = loop.advance(t, theta, before, sums)
+            records.append(found)
+            return carry
+
+        actual = self._take(actually, adder)
+        apart = _Alternative(loop, layer, adder.heard, weight)
+        stepped = self._take(lambda: loop.advance(t, theta, other, sums)[0], apart)
+        half = self._half(t)
+        mixed = before | _mix(half, self.alternate, before)
+        both = _Alternative(loop, layer, adder.heard, expected=_sent(half, adder, apart))
+        found = self._take(lambda: loop.advance(t, theta, mixed, sums)[0], both)
+        self._require_autonomy(found.carry, actual.carry | _mix(half, stepped.carry, actual.carry), stepped.carry)
+
+        def values(
+            theta: Tensor, floats: Arrays, sums: Arrays, moved: list[Tensor]
+        ) -> tuple[Arrays, Tensor, list[Tensor]]:
+            decider = _Decider(loop)
+            with deciding_through(decider), adding_through(_Tangent(loop, layer, moved)):
+                carry, records = loop.advance(t, theta, floats | others, sums)
+            return split(carry)[0], loop.model.values(records), [call.cumulative for call in decider.calls]
+
+        nothing = [torch.zeros_like(each[0]) for each in apart.moved]
+        self.tangents, path, slopes = push(
+            values, (theta, floats, sums, nothing), (self.directions, self.tangents, moved, apart.moved)
+        )
+        choice = self._choose(t, actual.decider.calls, slopes, self._compare(actual.carry, stepped.carry))
+        again = _Alternative(loop, layer, adder.heard)
+        flipped = self._take(lambda: loop.advance(t, theta, before, sums)[0], again, choice.forced)
+
+        own = loop.model.by_agent(before, actual.carry)
+        self._require_outputs(own, records[0])
+        old = (loop.model.by_agent(other, stepped.carry) - own) * differs
+        new = (loop.model.by_agent(before, flipped.carry) - own) * choice.flipped[self.label]
+        counted = torch.einsum("oal,alp->olp", old, weight) + torch.einsum(
+            "oal,alp->olp", new, choice.weight[self.label]
+        )
+        self.recorded.append((counted + path.permute(1, 2, 0))[..., :-1])
+        self.carry = actual.carry
+        self._keep(choice, stepped.carry, flipped.carry)
+        self.rounds.see(loop.env(self.carry))
+        return records[0]
+
+    def _take(self, step: Callable[[], Arrays], adder: _Actual | _Alternative, forced: Sequence[Tensor] = ()) -> _Taken:
+        """A step of one of the populations."""
+        decider = _Decider(self.loop, forced)
+        drawing = self.loop.drawing = set()
+        try:
+            with deciding_through(decider), adding_through(adder):
+                carry = step()
+        finally:
+            self.loop.drawing = None
+        for number in sorted(drawing - decider.decided):
+            protocol = self.loop.model.protocols[number]
+            if not protocol.by_executor():
+                raise InputError(
+                    f"{protocol.name} draws random numbers and decides nothing through lpm.relax.sample: "
+                    "no alternative can follow it.",
+                    "Decide by lpm.relax.sample, or use gradient=fd.",
+                )
+        return _Taken(carry, decider)
+
+    def _open(self, t: int, other: Arrays) -> tuple[Arrays, Arrays]:
+        """⊕: the step's sums, exact, and their derivatives by direction."""
+        loop, theta = self.loop, self.loop.theta
+        floats, others = split(self.carry)
+        adder = _Actual(self.loop, self.layer)
+        with adding_through(adder):
+            summed = loop.emit(t, theta, self.carry)
+        if not summed:
+            return {}, {}
+        apart = _Alternative(loop, self.layer, adder.heard, self.weight[self.label])
+        with adding_through(apart):
+            loop.emit(t, theta, other)
+        half = self._half(t)
+        with adding_through(_Alternative(loop, self.layer, adder.heard, expected=_sent(half, adder, apart))):
+            loop.emit(t, theta, self.carry | _mix(half, self.alternate, self.carry))
+
+        def soft_sums(theta: Tensor, floats: Arrays, moved: list[Tensor]) -> Arrays:
+            with adding_through(_Tangent(self.loop, self.layer, moved)):
+                return {key: soft(value) for key, value in loop.emit(t, theta, floats | others).items()}
+
+        nothing = [torch.zeros_like(each[0]) for each in apart.moved]
+        pushed = push(soft_sums, (theta, floats, nothing), (self.directions, self.tangents, apart.moved))
+        count = len(self.directions)
+        named = {f"{key}~{k}": value[k].numpy() for key, value in pushed.items() for k in range(count)}
+        sums, opened = self.open(t, summed, named)
+        return sums, {key: torch.from_numpy(np.stack([opened[f"{key}~{k}"] for k in range(count)])) for key in sums}
+
+    # ---- which alternative is kept
+
+    def _choose(self, t: int, calls: Sequence[_Decision], slopes: Sequence[Tensor], old: Tensor) -> _Choice:
+        """Keep one of what is offered in each cluster.
+
+        Args:
+            t: the step.
+            calls: the actual decisions.
+            slopes: derivatives of their cumulative chances [P + 1, outcomes, agents, lanes].
+            old: where the old alternative still differs [clusters, lanes].
+        """
+        offers = [
+            (number, *offer)
+            for number, (call, slope) in enumerate(zip(calls, slopes, strict=True))
+            for offer in _offers(call, slope)
+        ]
+        address = Address(self.loop.seeds[0], t, _CHOICE, self.loop.model.population.numbering)
+        words = torch.from_numpy(address.words(0, 2 * len(offers) + 2).astype(np.float64))
+        size = torch.where(old, self._size(self.weight), 0.0)
+        best = key = _race(size, words[:2, self.first])
+        total = size
+        sizes = [self._size(weight) for _, _, weight in offers]
+        keys = [_race(each, words[2 * k + 2 : 2 * k + 4]) for k, each in enumerate(sizes)]
+        where = self.label[:, None].expand(self.shape)
+        for each, mine in zip(sizes, keys, strict=True):
+            total = total.index_add(0, self.label, each)
+            best = best.scatter_reduce(0, where, mine, "amax")
+        keeps = (key > 0) & (key == best)
+        weight = torch.where(keeps, total / torch.where(size > 0, size, 1.0), 0.0)[..., None] * self.weight
+        forced = [torch.full(self.shape, -1, dtype=torch.int64) for _ in calls]
+        flipped = torch.zeros_like(old)
+        for (number, outcome, offered), each, mine in zip(offers, sizes, keys, strict=True):
+            wins = (mine > 0) & (mine == best[self.label]) & ~keeps[self.label]
+            forced[number] = torch.where(wins, outcome, forced[number])
+            factor = torch.where(wins, total[self.label] / torch.where(each > 0, each, 1.0), 0.0)
+            weight = weight.index_add(0, self.label, factor[..., None] * offered)
+            flipped = flipped | torch.zeros_like(size).index_add(0, self.label, wins.to(torch.float64)).to(torch.bool)
+        return _Choice(forced, flipped, keeps, weight)
+
+    def _size(self, weight: Tensor) -> Tensor:
+        """How likely an alternative is to be kept [..., lanes, P + 1] → [..., lanes]."""
+        theta = self.loop.theta.abs()
+        unit = torch.where(theta > 0, theta, 1.0)
+        return weight[..., -1].abs() + _LEAST * (weight[..., :-1].abs() * unit).sum(-1)
+
+    def _keep(self, choice: _Choice, old: Arrays, flipped: Arrays) -> None:
+        """Take the kept alternatives into the next step."""
+        keeps, reversed_ = choice.old[self.label], choice.flipped[self.label]
+        self.alternate = {
+            key: torch.where(_like(reversed_, value), flipped[key], torch.where(_like(keeps, value), old[key], value))
+            for key, value in self.carry.items()
+            if key.startswith("state:")
+        }
+        self.differs = self._compare(self.carry, self.alternate)
+        self.weight = choice.weight * self.differs[..., None]
+
+    def _compare(self, actual: Arrays, alternate: Arrays) -> Tensor:
+        """Clusters whose alternative differs in anything [clusters, lanes]."""
+        apart = torch.zeros((self.clusters, self.shape[1]), dtype=torch.float64)
+        for key, value in actual.items():
+            if key.startswith("state:"):
+                unlike = (value != alternate[key]).reshape(*self.shape, -1).any(-1)
+                apart = apart.index_add(0, self.label, unlike.to(torch.float64))
+        return apart > 0
+
+    # ---- what can't be followed
+
+    def _require_by_agent(self, carry: Arrays) -> None:
+        for key, value in carry.items():
+            if key.startswith("state:") and tuple(value.shape[:2]) != self.shape:
+                name = key.removeprefix("state:").partition(".")[0]
+                raise InputError(
+                    f"The state {key[6:]} has shape {tuple(value.shape)}, not [agents, lanes, …]: "
+                    f"no alternative of {name} can be kept.",
+                    "Keep state by agent and lane, or use gradient=fd.",
+                )
+
+    def _half(self, t: int) -> Tensor:
+        """Every other cluster [agents, 1]."""
+        return (self.label % 2 == t % 2)[:, None]
+
+    def _require_autonomy(self, found: Arrays, expected: Arrays, stepped: Arrays) -> None:
+        """Refuse a protocol that looks at others past the networks.
+
+        Args:
+            found: the carry after a step of a population in which every other cluster is its alternative.
+            expected: half of the alternatives' carry after their own step, half of the actual people's.
+            stepped: the alternatives' carry after their own step, whose environment must be the actual one.
+        """
+        for key, value in expected.items():
+            if not torch.equal(value, found[key]) or (key.startswith("env:") and not torch.equal(value, stepped[key])):
+                raise InputError(
+                    f"{key.partition(':')[2]} depends on other people past the networks: no alternative can follow it.",
+                    _OWN,
+                )
+
+    def _require_outputs(self, own: Tensor, records: Arrays) -> None:
+        """Refuse outputs that don't follow from who is in which stage before and after a step."""
+        found, told = own.sum(1), self.loop.model.values(records)
+        wrong = ((found - told).abs() > 1e-9 * (1.0 + told.abs())).any(-1)
+        if bool(wrong.any()):
+            name = list(self.loop.model.recorded)[int(torch.nonzero(wrong)[0])]
+            raise InputError(
+                f"The output {name} does not follow from people's stages before and after a step: "
+                "no alternative can be compared in it.",
+                "Use gradient=fd.",
+            )
+
+    # ---- checkpoints
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        return (
+            super().snapshot()
+            | {f"tangent:{key}": value.numpy() for key, value in self.tangents.items()}
+            | {f"alternate:{key}": value.numpy() for key, value in self.alternate.items()}
+            | {"alternate:weight": self.weight[self.label].numpy(), "recorded": torch.stack(self.recorded).numpy()}
+        )
+
+    def restore(self, found: Mapping[str, Any]) -> None:
+        super().restore(found)
+        self.tangents = {key[8:]: torch.from_numpy(v.copy()) for key, v in found.items() if key.startswith("tangent:")}
+        kept = {key[10:]: torch.from_numpy(v.copy()) for key, v in found.items() if key.startswith("alternate:")}
+        self.weight = kept.pop("weight")[self.first]
+        self.alternate = kept
+        self.differs = self._compare(self.carry, self.alternate)
+        self.recorded = list(torch.from_numpy(found["recorded"].copy()))
+
+    def finish(self, words: NDArray[np.int64], cotangent: object) -> dict[str, Any]:
+        return {"tangents": torch.stack(self.recorded).numpy()}
+
+
+def _offers(call: _Decision, slope: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What one decision offers: for each of its outcomes, in order, the other one and its weight.
+
+    Args:
+        call: the decision.
+        slope: derivative of its cumulative chances [P + 1, outcomes, agents, lanes].
+
+    Returns:
+        The outcome in place of the actual one, numbered from 0, the number of outcomes for none [agents, lanes]; its
+        weight by direction, 0 where nothing is offered [agents, lanes, P + 1].
+    """
+    occupied = call.occupied > 0
+    point = (call.word.to(torch.float64) + 0.5) / _SCALE
+    before, moved = torch.zeros_like(point), torch.zeros_like(slope[:, 0])
+    reached = occupied
+    found = []
+    for k, total in enumerate(call.cumulative):
+        left = torch.where(before < 1.0, 1.0 - before, 1.0)
+        chance = torch.clamp((total - before) / left, 0.0, 1.0)
+        rate = (slope[:, k] - moved + chance * moved) / left
+        rate[-1] += chance * (1.0 - chance)
+        yes = reached & (call.word < thresholds(total))
+        likely = chance > 0.5
+        # Its word, given "no" in place of "yes", is uniform in what is left.
+        again = total + (point - before) / torch.where(likely, total - before, 1.0) * (1.0 - total)
+        outcome = torch.full_like(call.word, len(call.cumulative))
+        for later in reversed(range(k + 1, len(call.cumulative))):
+            outcome = torch.where(again < call.cumulative[later], later, outcome)
+        weight = torch.where(
+            likely, -rate / torch.where(likely, chance, 1.0), rate / torch.where(likely, 1.0, 1.0 - chance)
+        )
+        offered = torch.where(likely, yes, reached & ~yes)
+        found.append((torch.where(likely, outcome, k), torch.where(offered, weight, 0.0).movedim(0, -1)))
+        reached, before, moved = reached & ~yes, total, slope[:, k]
+    return found
+
+
+def _race(size: Tensor, words: Tensor) -> Tensor:
+    """Keys of candidates, of which the largest wins with probability ∝ size; 0 for a size of 0.
+
+    Args:
+        size: [X, lanes].
+        words: two 32-bit words of each [2, X].
+    """
+    point = torch.clamp((words[0] + (words[1] + 0.5) / _SCALE) / _SCALE, max=1.0 - 2.0**-53)
+    return size / -torch.log(point)[:, None]
+
+
+def _mix(half: Tensor, first: Arrays, second: Arrays) -> Arrays:
+    """The state of one population for some agents [agents, 1], and of another for the rest."""
+    return {
+        key: torch.where(_like(half, value), first[key], value)
+        for key, value in second.items()
+        if key.startswith("state:")
+    }
+
+
+def _sent(half: Tensor, actual: _Actual, apart: _Alternative) -> list[Tensor]:
+    """What people must send, call by call, if some are their alternatives [agents, 1]."""
+    return [torch.where(half, other, heard.sent) for heard, other in zip(actual.heard, apart.sent, strict=True)]
+
+
+def _like(mask: Tensor, value: Tensor) -> Tensor:
+    """A mask of agents and lanes, for an array with more axes."""
+    return mask.reshape(*mask.shape, *[1] * (value.dim() - 2))
