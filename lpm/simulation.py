@@ -109,9 +109,7 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
         mode = "forward" if derivative == "alternates" else "reverse"
         reason = unfit(model, mode)
         if reason is not None:
-            raise InputError(
-                f"The estimator alternates can't differentiate this model: {reason}.", "Use gradient=fd."
-            )
+            raise InputError(f"The estimator alternates can't differentiate this model: {reason}.", "Use gradient=fd.")
         if mode == "forward" and (wanted == "reference" or (wanted == "auto" and not in_kernel(model))):
             return Reference()
         if wanted == "reference" or device or not in_kernel(model):

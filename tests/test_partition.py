@@ -40,6 +40,14 @@ def test_shared_groups_are_cut_seldom_where_they_hold_whole_households() -> None
     assert np.bincount(rank).tolist() == [750] * 4
 
 
+def test_ranks_hold_runs_of_agents_where_no_order_keeps_shared_groups_whole() -> None:
+    household = np.repeat(np.arange(1000), 3)
+    work = np.random.default_rng(1).integers(0, 150, 3000)
+    networks = [lpm.Groups("household", of=household), lpm.Groups("work", of=work, groups=150, shared=True)]
+    rank = partition(networks, 3000, 4)
+    assert np.array_equal(rank, np.arange(3000) // 750)
+
+
 def test_a_few_large_clusters_are_packed() -> None:
     rank = partition([lpm.Groups("ward", of=np.repeat([0, 1, 2, 3], [50, 10, 30, 10]))], 100, 2)
     assert np.bincount(rank).tolist() == [50, 50]

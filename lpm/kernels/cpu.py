@@ -373,7 +373,7 @@ class Fused:
         return self._known[id(spec)]
 
     def emit(self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, network: int) -> Summed:
-        return Summed(torch.from_numpy(self._hold(spec, state).totals[network].copy()))
+        return Summed(torch.from_numpy(self._hold(spec, state).totals[network]))
 
     def advance(
         self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, shared: Mapping[str, Tensor]

@@ -186,7 +186,7 @@ class Executor(Contract):
         ...
 
     def emit(self, spec: Spec, state: Mapping[str, Tensor], tables: Tables, network: int) -> Summed:
-        """The shard's infectivity sums over one network."""
+        """The shard's infectivity sums over one network; they are overwritten by the next `advance`."""
         ...
 
     def advance(

@@ -70,6 +70,7 @@ class Steps:
         self.viewing = -1
         self.drawing: set[int] | None = None
         self._settled: dict[str, Any] = {}
+        self._most: dict[str, NDArray[np.int64] | None] = {}
 
     def _by_name(self, theta: Tensor) -> dict[str, Tensor]:
         return {parameter.name: theta[:, k] for k, parameter in enumerate(self.model.parameters)}
@@ -119,14 +120,12 @@ class Steps:
         Raises:
             SessionRefused: naming the group; some shard contributed what it can't have.
         """
-        protocol, _, network = key.partition("/")
-        most = self.model.protocol(protocol).most(network)
+        if key not in self._most:
+            self._most[key] = self._most_words(*key.split("/"))
+        most = self._most[key]
         if most is None:
             return
-        people = self.sizes[network].numpy()
-        # A sum of words: each agent's was rounded before, so the bound is rounded too.
-        limit = people * float(ring.encode(most)) if math.isfinite(most) else np.full(people.shape, np.inf)
-        wrong = (words < 0) | (words > limit[:, None])
+        wrong = (words < 0) | (words > most)
         if wrong.any():
             group = int(np.flatnonzero(wrong.any(axis=1))[0])
             raise SessionRefused(
@@ -134,6 +133,15 @@ class Steps:
                 " together can send. A party contributed what its people can't have sent.",
                 "The result does not count. Ask every party to check its installation and its data.",
             )
+
+    def _most_words(self, protocol: str, network: str) -> NDArray[np.int64] | None:
+        """The largest sum that all people of a group can make [cells, 1]; None where there is no bound."""
+        most = self.model.protocol(protocol).most(network)
+        if most is None or not math.isfinite(most):
+            return None if most is None else np.full((1, 1), np.iinfo(np.int64).max)
+        # A sum of words: each agent's was rounded before, so the bound is rounded too.
+        bound = self.sizes[network].numpy() * float(ring.encode(most))
+        return np.minimum(bound, np.nextafter(2.0**63, 0)).astype(np.int64)[:, None]
 
     def advance(self, t: int, theta: Tensor, carry: Arrays, sums: Mapping[str, Tensor]) -> tuple[Arrays, Arrays]:
         """The carry after the step, and the records."""
@@ -207,7 +215,10 @@ class Rounds:
                     raise
                 self.exponents.lower(list(floats))
                 continue
-            self.digest = hashlib.sha256(self.digest + total.tobytes()).digest()
+            if not self.world.one_owner:  # else the sums' means, which are in the environment, are enough
+                digest = hashlib.sha256(self.digest)
+                digest.update(np.ascontiguousarray(total).data)
+                self.digest = digest.digest()
             opened, used = {}, 0
             for name, value in [*words.items(), *floats.items()]:
                 opened[name] = total[used : used + value.size].reshape(value.shape)

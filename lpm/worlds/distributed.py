@@ -35,6 +35,7 @@ class DistributedWorld:
     """
 
     name = "distributed"
+    one_owner = True
     disclosure: Disclosure | None = None
 
     def __init__(self, group: Ranks, rank_of: NDArray[np.int32], description: str) -> None:
@@ -51,7 +52,7 @@ class DistributedWorld:
         """See `World.add`."""
         address = hashlib.sha256(f"{tensor} {step} {words.size} ".encode() + digest).digest()
         own = np.frombuffer(address, dtype=np.int64)
-        total = self.group.add(np.concatenate([words, own, [int(rescale)]]).astype(np.int64))
+        total = self.group.add(np.concatenate([words, own, np.array([int(rescale)])]))
         if not np.array_equal(total[words.size : -1], own * self.parties):  # modulo 2^64 on both sides
             raise RoundRefused(diverged=True)
         if total[-1]:

@@ -59,6 +59,7 @@ class FederatedWorld:
     """
 
     name = "federated"
+    one_owner = False
 
     def __init__(
         self, engine: SecureSum, disclosure: Disclosure | None, guard: Callable[[], None] = lambda: None

@@ -19,6 +19,7 @@ class LocalWorld:
 
     name = "local"
     parties = 1
+    one_owner = True
     disclosure: Disclosure | None = None
 
     def begin(self, trajectory: int, parameters: bytes) -> None:

@@ -149,6 +149,10 @@ class Ranks:
 
     def add(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
         """Σ over ranks, modulo 2^64; at every rank."""
+        if self.ranks == 2:  # as many bytes as a reduction, in one exchange instead of two
+            first, second = self.all(words)
+            both: NDArray[np.int64] = first + second
+            return both
         total = torch.from_numpy(np.ascontiguousarray(words).reshape(-1).copy()).to(self._device)
         with self.together():
             dist.all_reduce(total)

@@ -29,11 +29,13 @@ class World(Contract):
     Attributes:
         name: for reports.
         parties: how many shards contribute.
+        one_owner: whether all shards belong to one owner, who adds up himself and so gets the same sums at every shard.
         disclosure: what group sums may be opened, or None where all shards have one owner.
     """
 
     name: str
     parties: int
+    one_owner: bool
     disclosure: Disclosure | None
 
     def begin(self, trajectory: int, parameters: bytes) -> None:
