@@ -63,13 +63,12 @@ class _Replay(SecureSum):
 
     Args:
         parties: how many there were.
+        me: which of them this party was.
         segments: of one task.
     """
 
-    me = 0
-
-    def __init__(self, parties: int, segments: Sequence[Segment]) -> None:
-        self.parties = parties
+    def __init__(self, parties: int, me: int, segments: Sequence[Segment]) -> None:
+        self.parties, self.me = parties, me
         self.agreed, self.differs, self.seen = 0, list[Round](), set[bytes]()
         self._sums = {address: total for each in segments for address, total in each.sums.items()}
         self._leaves: dict[bytes, set[bytes]] = {}
@@ -114,6 +113,20 @@ class _Replay(SecureSum):
         self, round: Round, words: NDArray[np.int64], flags: Flags, consent: Consent | None = None
     ) -> None:
         """Nobody is told anything."""
+
+    def open_if_enough(
+        self,
+        round: Round,
+        words: NDArray[np.int64],
+        people: NDArray[np.int64],
+        flags: Flags,
+        *,
+        fewest_people: int,
+        fewest_institutions: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """What was opened then, and which cells."""
+        totals, told = self.open_to_parties(round, np.empty((2, len(people)), dtype=np.int64), flags)
+        return totals[:, None], told.astype(np.bool_)
 
 
 def audit(
@@ -233,7 +246,7 @@ class _Auditor:
         self._config, self._shard, self._entries = config, shard, entries
         self._problems = problems
         self._key = (config.keys / "storage.key").read_bytes()
-        self._parties = 0
+        self._roster: list[str] = []
 
     def work(self, trajectories: set[int]) -> None:
         """Check roots in the order of the ledger, and replay each task where it was first asked."""
@@ -241,7 +254,7 @@ class _Auditor:
         roots: list[bytes] = []
         for line in self._entries:
             if line.kind == "session":
-                self._parties, roots = len(line.body["roster"]), []
+                self._roster, roots = list(line.body["roster"]), []
             elif line.kind == "task":
                 digest, number = str(line.body["task"]), int(line.body["trajectory"])
                 if digest not in replayed and (not trajectories or number in trajectories):
@@ -276,7 +289,7 @@ class _Auditor:
                 "it was answered with."
             )
             return
-        engine = _Replay(self._parties, segments)
+        engine = _Replay(len(self._roster), self._roster.index(self._config.party), segments)
         if not engine.simulated and not self._shard.keeps(task):
             if engine.rounds:
                 self._note("not replayed, since its answer was kept from a task that was not", name)

@@ -18,6 +18,7 @@ from clients.steward import Steward
 from clients.streams import join
 from lpm.checkpoint import CheckpointStore, atomic_write
 from lpm.errors import InputError
+from lpm.privacy.withheld import tensor_of
 from lpm.processes import peak_memory_mb
 from lpm.protocol.identity import load_identity
 from lpm.protocol.manifest import Manifest
@@ -122,6 +123,7 @@ def _require_terms(manifest: Manifest, scenario: Scenario) -> None:
         ("agents", terms.agents, scenario.agents),
         ("outputs", terms.outputs, tuple(scenario.outputs)),
         ("privacy", terms.privacy, scenario.mechanism.label),
+        ("list of thresholds", terms.thresholds, tuple(map(tensor_of, scenario.thresholds))),
         ("resolution", terms.resolution_days, scenario.federation.resolution_days),
     ):
         if theirs != own:

@@ -24,6 +24,7 @@ from lpm.errors import CheckpointError, PolicyRefused, SessionRefused
 from lpm.evidence import Evidence
 from lpm.observation import Observation
 from lpm.privacy.dp import SecretStream
+from lpm.privacy.withheld import WITHHELD, tensor_of
 from lpm.protocol.messages import Release, Task
 from lpm.scenario import Scenario
 from lpm.simulation import Keeper
@@ -192,8 +193,7 @@ class Shard:
                 words = self.evidence.simulate(theta, task.trajectory, world=world, keeper=keeper)
             else:
                 words = self.evidence.words(theta, task.trajectory, world=world)
-            length = self.scenario.federation.resolution_days
-            words = np.add.reduceat(words, np.arange(0, len(words), length), axis=0)
+            words = self._told(words, world)
             if self.mechanism.covers("outputs"):
                 rows = ring.decode(words).reshape(-1, words.shape[-1]).T  # one for each draw
                 return {"outputs": self._noisy(task, "outputs", rows, ring.FRACTION_BITS).T.reshape(-1)}, None
@@ -220,6 +220,20 @@ class Shard:
         if self.mechanism.covers("loss"):
             forecast.score[:] = 0.0  # a score is a loss that no noise was made for
         return {"score": _finite_words(forecast.score, bits)}, self._release(forecast.bands) if shows else None
+
+    def _told(self, words: NDArray[np.int64], world: FederatedWorld) -> NDArray[np.int64]:
+        """A part of the outputs at their resolution; what is told above a threshold only comes from the first party."""
+        starts = np.arange(0, len(words), self.scenario.federation.resolution_days)
+        told = np.add.reduceat(words, starts, axis=0)
+        model = self.evidence.model
+        for name in self.scenario.thresholds:
+            place = list(self.scenario.outputs).index(name)
+            # Somebody who is counted each day is one person: of several days, the day with most of them.
+            people = model.agents_behind(np.maximum.reduceat(words[:, place], starts, axis=0))
+            totals, enough = world.open_if_enough(tensor_of(name), told[:, place].reshape(-1), people.reshape(-1))
+            opened = np.where(enough, totals, WITHHELD).reshape(people.shape)
+            told[:, place] = opened if world.engine.me == 0 else 0
+        return told
 
     def _noisy(self, task: Task, tensor: str, rows: NDArray[np.float64], bits: int) -> NDArray[np.int64]:
         stream = SecretStream(self._key, f"{self.question(task)}/{tensor}".encode())

@@ -393,6 +393,7 @@ def federate_command(options: Options) -> dict[str, Any]:
     scenario = _scenario(options)
     if not options.simulate_only:
         scenario.require_observed()
+    scenario.require_thresholds(options.sharing or scenario.federation.sharing)
     run = Run.create(options.out, options.to_command(), scenario.name)
     return _federate(run, options, scenario, resume=False)
 

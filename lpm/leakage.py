@@ -30,6 +30,7 @@ _MEANING = {
     "gradient": "how that changes with each parameter",
     "score": "how well held-out days were forecast",
     "outputs": "the public outputs",
+    "cells": "cells of an output that enough people stand behind",
 }
 
 
@@ -120,7 +121,7 @@ def read_leakage(path: Path) -> Leakage:
     cell = roster.get("smallest_cell")
     seen = []
     for (tensor, to), (sums, words, first, last) in sorted(counted.items(), key=lambda item: (item[0][1], item[0][0])):
-        base = tensor.partition("/")[0]
+        base = tensor.partition("/")[0].partition(":")[0]
         grouped = to == "parties" and base not in ("answered", "held")
         of = f"groups of at least {cell} agents, of {over}" if grouped and cell else over
         steps = f"{first}…{last}" if last >= 0 else ""

@@ -108,12 +108,15 @@ class Federation:
         deadline_seconds: how long a round waits for its last party.
         resolution_days: days of an output that are opened to the coordinator as one sum.
         sharing: the engine of the secure sum.
+        thresholds: outputs, apart by spaces, whose cells (an output of one day and draw) are told only if
+            `minimum_people` agents of `minimum_institutions` institutions stand behind them.
     """
 
     fraction_bits: int = 32
     deadline_seconds: float = 30.0
     resolution_days: int = 1
     sharing: str = "crypten"
+    thresholds: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,11 @@ class Scenario:
         return tuple(tensor for tensor in DROPPABLE if not self.mechanism.covers(tensor))
 
     @property
+    def thresholds(self) -> tuple[str, ...]:
+        """Outputs whose cells are told only if enough people and institutions stand behind them."""
+        return tuple(dict.fromkeys(self.federation.thresholds.split()))
+
+    @property
     def mechanism(self) -> Mechanism:
         """The noise that the parties add."""
         asked = self.privacy
@@ -347,10 +355,34 @@ class Scenario:
             raise InputError(f"gradient.estimator is {self.gradient.estimator!r}: one of {', '.join(GRADIENTS)}.")
         if self.federation.sharing not in SHARINGS:
             raise InputError(f"federation.sharing is {self.federation.sharing!r}: one of {', '.join(SHARINGS)}.")
+        for name in self.thresholds:
+            if name not in self.outputs:
+                raise InputError(
+                    f"federation.thresholds names {name!r}, which is no output of {self.name}: there are "
+                    f"{', '.join(self.outputs)}."
+                )
+        if self.thresholds and self.mechanism.covers("outputs"):
+            raise InputError(
+                "federation.thresholds and noise on outputs exclude each other: a threshold needs the exact counts.",
+                "Take privacy.mode = none, or leave thresholds empty.",
+            )
         if not 0 < self.gradient.step < 1:
             raise InputError(f"gradient.step is {self.gradient.step}: between 0 and 1.")
         if not 0 < self.calibration.weight < math.inf:
             raise InputError(f"calibration.weight is {self.calibration.weight}: a number above 0.")
+
+    def require_thresholds(self, sharing: str) -> None:
+        """Refuse an engine that can't tell above a threshold only, where the scenario asks for it.
+
+        Raises:
+            InputError: naming the engine.
+        """
+        if self.thresholds and sharing != "crypten":
+            raise InputError(
+                f"federation.thresholds asks to tell {', '.join(self.thresholds)} above a threshold only; the engine "
+                f"{sharing!r} only adds.",
+                "Use --sharing crypten, or --set federation.thresholds= for none.",
+            )
 
     def study_settings(self, seed: int) -> Settings:
         """What a calibration of this scenario is asked for, in one process and by a coordinator alike."""
@@ -412,6 +444,8 @@ class Scenario:
                 f"The model of {self.name} records {', '.join(model.outputs)}; scenario.toml lists "
                 f"{', '.join(self.outputs)}."
             )
+        for name in self.thresholds:
+            model.require_whole_agents(name)
         return model
 
     def observation(self, institution: str, data: Path | None = None) -> Any:
@@ -530,7 +564,13 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
             path,
             tree,
             "federation",
-            {"fraction_bits": int, "deadline_seconds": float, "resolution_days": int, "sharing": str},
+            {
+                "fraction_bits": int,
+                "deadline_seconds": float,
+                "resolution_days": int,
+                "sharing": str,
+                "thresholds": str,
+            },
             dataclasses.asdict(Federation()),
         )
     )

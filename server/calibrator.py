@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm import ring
+from lpm.privacy.withheld import WITHHELD, decode_told
 from lpm.protocol.messages import Release, Task
 from lpm.scenario import Scenario
 from server.relay import CoordinatorSession
@@ -94,7 +95,7 @@ class FederatedBackend:
 
     def outputs(self, theta: NDArray[np.float64], trajectory: int) -> NDArray[np.float64]:
         """See `study.Backend`."""
-        return ring.decode(self.words(theta, trajectory))
+        return decode_told(self.words(theta, trajectory))
 
     def words(self, theta: NDArray[np.float64], trajectory: int, *, plain: bool = False) -> NDArray[np.int64]:
         """Exact public outputs [T, O, K].
@@ -103,6 +104,9 @@ class FederatedBackend:
             theta: [K, P].
             trajectory: number of the run.
             plain: with each party's seed as it is, as `lpm simulate` uses it; else one derived for the trajectory.
+
+        Returns:
+            The words; `WITHHELD` where too few people or institutions stand behind one.
         """
         task = self._ask("simulate", theta, trajectory, plain=plain)
         words = self.session.receive("outputs", task)
@@ -115,4 +119,4 @@ class FederatedBackend:
         days = np.minimum(length, steps - length * np.arange(len(blocks)))
         daily = np.repeat(blocks // days[:, None, None], days, axis=0)
         daily[np.cumsum(days) - 1] += blocks % days[:, None, None]
-        return daily
+        return np.where(np.repeat(blocks == WITHHELD, days, axis=0), WITHHELD, daily)

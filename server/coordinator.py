@@ -13,15 +13,16 @@ import torch
 from lpm.calibration.study import Progress
 from lpm.calibration.study import run as run_study
 from lpm.checkpoint import CheckpointStore
+from lpm.privacy.dealer import LABEL
 from lpm.privacy.dp import epsilon_of
 from lpm.privacy.dropout import dropout_note
 from lpm.privacy.policy import Policy
+from lpm.privacy.withheld import decode_told, tensor_of
 from lpm.processes import peak_memory_mb
 from lpm.protocol.identity import COORDINATOR
 from lpm.protocol.manifest import Terms
 from lpm.report import Fact, Fit
 from lpm.results import label_outputs, write_simulation, write_study
-from lpm.ring import decode
 from lpm.runs import Run
 from lpm.scenario import Scenario, load
 from server.calibrator import FederatedBackend
@@ -99,7 +100,7 @@ def run(config: CoordinatorConfig) -> dict[str, Any]:
             summary = write_simulation(
                 record,
                 scenario,
-                label_outputs(scenario, decode(words)[:, :, 0]),
+                label_outputs(scenario, decode_told(words)[:, :, 0]),
                 facts=facts,
                 values=scenario.defaults,
                 headline=f"Simulated {scenario.steps} days, {scenario.agents:,} agents, {len(config.parties)} parties.",
@@ -184,12 +185,16 @@ def _terms(config: CoordinatorConfig, scenario: Scenario, audit: str = "") -> Te
         weaker.append("no disclosure control: groups of any size are opened")
     if config.seed is not None:
         weaker.append("public seed: whoever knows it and the code can simulate any party's people again")
+    if scenario.thresholds:
+        scenario.require_thresholds(config.sharing)
+        weaker.append(LABEL)
     return Terms(
         scenario=scenario.name,
         scenario_hash=scenario.hash,
         session=config.session,
         sharing=config.sharing,
         droppable=scenario.droppable if config.sharing == "masked" and not config.simulate_only else (),
+        thresholds=tuple(map(tensor_of, scenario.thresholds)),
         fraction_bits=scenario.federation.fraction_bits,
         bounds={name: network.bound * scenario.agents for name, network in scenario.networks.items()},
         exponents={name: scenario.federation.fraction_bits for name in scenario.networks},
@@ -225,6 +230,14 @@ def _facts(scenario: Scenario, terms: Terms, parties: int) -> list[Fact]:
         Fact("Counted afterwards", "`lpm leakage RUN`, from each institution's signed ledger."),
         Fact("Fits", "Bands and series of an institution are shown only where it consented to release them."),
     ]
+    if scenario.thresholds:
+        facts.append(
+            Fact(
+                "Told above a threshold",
+                f"{', '.join(scenario.thresholds)}: each day and draw only if {scenario.minimum_people} agents of "
+                f"{scenario.minimum_institutions} institutions stand behind it; else it is missing here, too.",
+            )
+        )
     if terms.sharing == "masked":
         facts.append(Fact("Lost institutions", dropout_note(parties, terms.droppable)))
     return facts + [Fact("Weaker than the default", text, weaker=True) for text in terms.weaker]

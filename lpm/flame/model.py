@@ -182,6 +182,23 @@ class Model:
         readers: Mapping[str, _Reader] = self._readers  # type: ignore[attr-defined]
         return torch.stack([reader.read(records) for reader in readers.values()]).numpy()
 
+    def require_whole_agents(self, output: str) -> None:
+        """Refuse an output whose sum does not say how many agents it is of.
+
+        Raises:
+            InputError: if it weighs some class by anything but 0 or 1.
+        """
+        if not np.isin(np.asarray(self.recorded[output].thin, dtype=np.float64), (0.0, 1.0)).all():
+            raise InputError(
+                f"The output {output} weighs people by class, so that nobody knows how many stand behind a sum: it "
+                "can't be told above a threshold only.",
+                "Take it out of federation.thresholds, or record a flow or count without thin.",
+            )
+
+    def agents_behind(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many agents make up words of an output that counts whole agents [any shape]."""
+        return words // ring.encode(self.population.weight)
+
     def by_agent(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
         """Each agent's own part of the outputs of one step.
 

@@ -155,6 +155,37 @@ class FederatedWorld:
         """See `World.parted`."""
         return found
 
+    def open_if_enough(
+        self, tensor: str, words: NDArray[np.int64], people: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Open cells to the parties, those alone that enough people and institutions stand behind.
+
+        Args:
+            tensor: as the manifest lists it.
+            words: this party's contribution [cells].
+            people: how many of its agents are in each cell [cells].
+
+        Returns:
+            The totals, 0 where a cell is withheld, and which cells are opened, each [cells].
+        """
+        self._guard()
+        rule = Disclosure(0, 0) if self.disclosure is None else self.disclosure
+        round = self._round(tensor, -2)
+        contribution = np.concatenate((words, people))
+        self._commit(round, contribution)
+        flags = Flags(digest=b"", rescale=False, abort="")
+        totals, told = self.engine.open_if_enough(
+            round, words[:, None], people, flags, fewest_people=rule.people, fewest_institutions=rule.institutions
+        )
+        opened = np.concatenate((totals[:, 0], told.astype(np.int64)))
+        self._sums.update(round.context() + opened.tobytes())
+        if self.witness is not None:
+            self.witness.opened(round, opened)
+        self._note(tensor, "parties", -2, int(told.sum()))
+        if self.log is not None:
+            self.log.compare(round, contribution, opened)
+        return totals[:, 0], told
+
     def tell_coordinator(self, tensor: str, words: NDArray[np.int64]) -> None:
         """Contribute to a sum that the coordinator alone opens (losses, gradients, listed outputs)."""
         self._guard()

@@ -14,7 +14,11 @@ from lpm.worlds.world import Disclosure
 
 
 def federate(
-    work: Sequence[Callable[[FederatedWorld], Any]], *, disclosure: Disclosure | None = None, engine: str = "crypten"
+    work: Sequence[Callable[[FederatedWorld], Any]],
+    *,
+    disclosure: Disclosure | None = None,
+    engine: str = "crypten",
+    thresholds: Sequence[str] = (),
 ) -> tuple[list[Any], MemoryHub]:
     """Run each party's work in a thread of its own.
 
@@ -22,11 +26,12 @@ def federate(
         work: one callable per party; it gets the party's world.
         disclosure: rule for group sums.
         engine: of the secure sum.
+        thresholds: tensors whose cells are opened above a threshold only.
 
     Returns:
         what the parties returned, and the hub with what the coordinator opened.
     """
-    hub, sums = in_memory_sums(len(work), engine)
+    hub, sums = in_memory_sums(len(work), engine, thresholds=thresholds)
     worlds = [FederatedWorld(each, disclosure) for each in sums]
     with ThreadPoolExecutor(len(work)) as pool:
         futures = [pool.submit(_guarded, hub, party, world) for party, world in zip(work, worlds, strict=True)]

@@ -23,6 +23,7 @@ from lpm.estimators import evaluate
 from lpm.privacy.commitments import inclusion_proof, require_inclusion
 from lpm.privacy.ledger import Ledger, verify
 from lpm.privacy.secure_sum import Flags, Round
+from lpm.privacy.withheld import tensor_of
 from lpm.protocol.identity import load_identity, make_local_authority
 from lpm.protocol.manifest import Entry, Manifest, Terms
 from lpm.protocol.messages import Task
@@ -32,7 +33,8 @@ from lpm.worlds.transcript import Transcript, read_transcript
 from tests.e2e.processes import CLINICS
 from tests.federation.harness import federate
 
-SCENARIO = load(CLINICS).with_options(steps=6, agents=240)
+SETTINGS = {"scenario.steps": "6", "federation.thresholds": "cases"}
+SCENARIO = load(CLINICS).with_options(agents=240, settings=SETTINGS)
 THETA = np.array([[0.5, 0.05]])
 
 
@@ -108,7 +110,7 @@ def took_part(folder: Path, lie: Callable[[np.ndarray], np.ndarray] | None = Non
             out=folder / "run",
             agents=240,
             seed=5,
-            settings={"scenario.steps": "6"},
+            settings=SETTINGS,
             unsafe=True,
         )
         config.folder.mkdir(parents=True)
@@ -131,7 +133,7 @@ def took_part(folder: Path, lie: Callable[[np.ndarray], np.ndarray] | None = Non
 
         return work
 
-    federate([party(name) for name in names])
+    federate([party(name) for name in names], thresholds=[tensor_of("cases")])
     return folder / "run" / "parties"
 
 
@@ -142,8 +144,8 @@ def test_an_honest_party_passes_the_audit_and_shows_nothing_private(
     before = {path: path.read_bytes() for path in parties.rglob("*") if path.is_file()}
     found = audit(parties / "south", peers=[parties / "west" / "ledger.jsonl"])
     assert not found.problems and not found.notes and found.tasks == 2
-    # Of either task census and steps, and what was told the coordinator: outputs; loss and gradient.
-    assert found.commitments == (1 + SCENARIO.steps + 1) + (1 + SCENARIO.steps + 2)
+    # Of either task census and steps, and what was told the coordinator: cells and outputs; loss and gradient.
+    assert found.commitments == (1 + SCENARIO.steps + 2) + (1 + SCENARIO.steps + 2)
     assert found == audit(parties / "south", scenario=CLINICS, peers=[parties / "north" / "ledger.jsonl"])
     assert audit(parties / "north", trajectories=[2]).tasks == 1
     assert {path: path.read_bytes() for path in parties.rglob("*") if path.is_file()} == before
