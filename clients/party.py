@@ -54,6 +54,7 @@ def serve(config: ClientConfig) -> dict[str, Any]:
     # One thread per party: on one machine the parties share the cores, and sums must not depend on a thread count.
     torch.set_num_threads(1)
     scenario = load(config.scenario).with_options(agents=config.agents, settings=config.settings)
+    scenario.require_thresholds(config.sharing)
     keys = own_folder(config.keys, config.party)
     key = (keys / "storage.key").read_bytes()
     steward = Steward(config, load_identity(keys, config.party), scenario)

@@ -453,6 +453,8 @@ def _end(arguments: Sequence[str], code: str | int | None) -> int:
     if path is not None and starter:
         with contextlib.suppress(LpmError):
             reason = str(Run(path).record().get("error", ""))
+    # A coordinator that was started by hand has said itself how to go on; the launcher speaks for one that it started.
+    starter = starter and "coordinator" not in arguments[:1]
     remedy = f"Continue with `lpm resume {path}`." if starter and code == Interrupted.exit_code else ""
     if remedy:
         console.note(remedy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "RESUME",
     "CheckpointError",
     "DataMissing",
     "InputError",
@@ -15,6 +16,9 @@ __all__ = [
     "RoundRefused",
     "SessionRefused",
 ]
+
+RESUME = "The run is kept; continue it with `lpm resume RUN` (begun by hand: the same commands with --resume)."
+"""What to do after a loss; a process does not know who started the others."""
 
 
 class LpmError(Exception):
@@ -71,7 +75,7 @@ class PeerLost(LpmError):
     exit_code = 3
 
     def __init__(self, party: str, reason: str) -> None:
-        super().__init__(f"{party} is lost: {reason}.", "The run is kept; continue it with `lpm resume RUN`.")
+        super().__init__(f"{party} is lost: {reason}.", RESUME)
         self.party = party
         self.reason = reason
 

@@ -24,7 +24,7 @@ from typing import IO
 
 import psutil
 
-from lpm.errors import InputError, LpmError
+from lpm.errors import RESUME, InputError, LpmError
 from lpm.node_keys import collect_node_keys
 from lpm.options import Options
 from lpm.processes import Process, free_port, keep_flower_quiet, start, stop
@@ -43,8 +43,6 @@ _DRAIN_SECONDS = 2.0
 _TRIES = 3
 MOST_PROCESSES = 6
 """Of parties on a machine with fewer cores than parties: a process costs 200 MB and seconds before it can start."""
-
-_REMEDY = "The run is kept; continue it with `lpm resume RUN`."
 
 
 def group_institutions(institutions: Sequence[str], parties: int | None) -> dict[str, tuple[str, ...]]:
@@ -374,7 +372,7 @@ class _Federation:
         if member.name == "coordinator" and self._forward is not None:
             self._forward.join(_DRAIN_SECONDS)  # its last line says why
         line = member.last_line()
-        self.reason = line.replace(_REMEDY, "").strip() or f"{member.name} ended with exit code {code}."
+        self.reason = line.replace(RESUME, "").strip() or f"{member.name} ended with exit code {code}."
         self.port_was_taken = code == 2 and "can't be listened on" in line
         if not said and not (member.name == "coordinator" or self.port_was_taken):
             self.reason = f"{member.name}: {self.reason}"
@@ -413,7 +411,7 @@ def _forward(lines: IO[bytes], output: Path, quiet: threading.Event) -> None:
             with contextlib.suppress(OSError):  # a full disk: the line is still shown
                 log.write(line)
             # How to go on is said once, at the end, by the command.
-            text = line.decode("utf-8", "replace").removeprefix("coordinator: ").replace(_REMEDY, "").strip()
+            text = line.decode("utf-8", "replace").removeprefix("coordinator: ").replace(RESUME, "").strip()
             if text and text != said and not quiet.is_set():
                 said = text
                 _say(text)

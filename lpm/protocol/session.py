@@ -203,7 +203,7 @@ class PartyMachine:
             raise SessionRefused(
                 f"The manifest's scenario {manifest.terms.scenario!r} is not the one that {self._identity.name} has"
                 " installed: their hashes differ.",
-                "Install the same version of the scenario on both sides.",
+                "Install the same version on both sides, and give the same --agents and --set.",
             )
         if manifest.terms.sharing != self._sharing:
             raise SessionRefused(f"The manifest shares by {manifest.terms.sharing!r}, this party by {self._sharing!r}.")
@@ -488,7 +488,7 @@ class CoordinatorMachine:
         if hello.scenario_hash != self._terms.scenario_hash:
             raise SessionRefused(
                 f"{party} has another version of the scenario {self._terms.scenario!r}: the hashes differ.",
-                "Install the same version of the scenario on both sides.",
+                "Install the same version on both sides, and give the same --agents and --set.",
             )
         entry = Entry(party, hello.certificate, hello.ephemeral, hello.signature)
         now = self._now or datetime.now(UTC)
