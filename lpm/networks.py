@@ -276,7 +276,7 @@ class Edges(Network):
     Args:
         name: as protocols and results call it.
         pairs: agents joined, as positions in the population [edges, 2].
-        agents_in_all: how many agents there are; the largest position + 1 by default.
+        agents_in_all: how many agents there are; by default as many as the model has that takes these edges.
         directed: whether only the second of a pair reads the first.
 
     Raises:

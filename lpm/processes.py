@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TypedDict
 
-from lpm.errors import InputError, LpmError
+from lpm.errors import RESUME, InputError, LpmError
 
 __all__ = [
     "Process",
@@ -253,7 +253,7 @@ def to_exit_code(work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt:
-        _log.warning("Stopped. The run is kept; continue it with `lpm resume RUN`.")
+        _log.warning("Stopped. %s", RESUME)
         return 3
     except LpmError as problem:
         _log.error("%s", problem)

@@ -17,7 +17,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from lpm.errors import Interrupted, LpmError, PeerLost, SessionRefused
+from lpm.errors import RESUME, Interrupted, LpmError, PeerLost, SessionRefused
 from server.config import CONFIG_VARIABLE, CoordinatorConfig
 
 __all__ = ["app", "hold_session"]
@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         hold_session(grid, config)
         status: dict[str, int | str] = {"exit": 0}
     except KeyboardInterrupt:
-        status = _failed(Interrupted("The session was stopped.", "Continue it with `lpm resume RUN`."))
+        status = _failed(Interrupted("The session was stopped.", RESUME))
     except LpmError as problem:
         status = _failed(problem)
     except Exception as problem:  # Flower would send its text away; the log keeps it

@@ -1,5 +1,7 @@
 """One loop: the same bits for every executor, order, lane and interruption; forward and reverse agree."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -190,3 +192,21 @@ def test_parameters_are_checked_by_name_and_bounds():
         lpm.simulate(model, {name: value for name, value in models.THETA.items() if name != "gamma"}, steps=3)
     with pytest.raises(InputError, match=r"gamma is 1.5: from 0 to 1"):
         lpm.simulate(model, {**models.THETA, "gamma": 1.5}, steps=3)
+
+
+@pytest.mark.parametrize("executor", ["auto", "reference"])
+def test_people_whom_no_pair_names_have_no_neighbours(executor):
+    sparse = _graph(12, agents_in_all=None)
+    whole = _graph(12, agents_in_all=12)
+    theta = np.array([[0.9, 0.2]])
+    found = [run(model, theta, steps=8, seed=3, executor=executor).words for model in (sparse, whole)]
+    assert np.array_equal(*found)
+    with pytest.raises(InputError, match="network web was made for 11 agents, not 12"):
+        _graph(12, agents_in_all=11)
+
+
+def _graph(agents, *, agents_in_all):
+    graph = models.random_graph(agents, 2, 1)
+    web = lpm.Edges("web", np.array([[0, 1], [1, 2], [2, 3]]), agents_in_all=agents_in_all)
+    sir = dataclasses.replace(graph.protocols[0], over={"web": models.BETA_CITY}, initial={"I": np.array([0])})
+    return lpm.Model(graph.population, [web], [sir], outputs=graph.outputs)

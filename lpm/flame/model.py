@@ -16,7 +16,7 @@ from lpm import ring
 from lpm.errors import InputError
 from lpm.flame.contagion import Contagion
 from lpm.flame.protocol import Protocol
-from lpm.networks import Network
+from lpm.networks import Edges, Network
 from lpm.parameters import Parameter
 from lpm.population.people import Population
 
@@ -95,10 +95,16 @@ class Model:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise InputError(f"The {kind} {twice[0]} appears twice.")
+        # Pairs name the last agent who has any; whoever comes after has none.
+        everybody = [
+            replace(n, agents_in_all=max(n.agents, self.population.agents))
+            if isinstance(n, Edges) and n.agents_in_all is None
+            else n
+            for n in self.networks
+        ]
+        object.__setattr__(self, "networks", everybody)
         for network in self.networks:
-            if network.agents > self.population.agents or (
-                network.agents != self.population.agents and network.cell_of.size != network.cells
-            ):
+            if network.agents != self.population.agents:
                 raise InputError(
                     f"The network {network.name} was made for {network.agents} agents, not {self.population.agents}."
                 )
