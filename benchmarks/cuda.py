@@ -292,6 +292,24 @@ def sensitivities(options: argparse.Namespace) -> dict[str, Any]:
     return {**found, "same_values": values[0] == values[1]}
 
 
+def calibration(options: argparse.Namespace) -> dict[str, Any]:
+    """`lpm calibrate … --device` of New York, three iterations, against the same without: the posterior to the bit."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        asked = ["calibrate", CITY, "--agents", str(options.small), "--iterations", "3", "--seed", "4"]
+        for name, more in (("device", ["--device", options.device]), ("cpu", ["--gradient", "fd"])):
+            began = time.perf_counter()
+            done = _lpm(*asked, *more, "--out", f"{folder}/{name}")
+            found[name] = {"rc": done.returncode, "seconds": round(time.perf_counter() - began, 1)}
+            if done.returncode:
+                found[name]["errors"] = done.stderr[-1500:]
+                return found
+            found[name]["device"] = json.loads(Path(f"{folder}/{name}/run.json").read_text())["device"]
+        drawn = [Path(f"{folder}/{name}/posterior.parquet").read_bytes() for name in ("device", "cpu")]
+        found["same_bits"] = drawn[0] == drawn[1]
+    return found
+
+
 def nccl(options: argparse.Namespace) -> dict[str, Any]:
     """One rank under torchrun adds words up on the GPU by NCCL; several ranks need several GPUs."""
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "1"]
@@ -331,6 +349,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "command_line": command_line,
     "nccl": nccl,
     "sensitivities": sensitivities,
+    "calibration": calibration,
     "shapes": shapes,
     "large_city": large_city,
 }
@@ -346,7 +365,7 @@ def main() -> None:
     """Run the parts asked for, in their order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--parts", default=",".join(list(PARTS)[:9]), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--parts", default=",".join(list(PARTS)[:10]), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--small", type=int, default=100_000, help="agents of comparisons to the bit")
     parser.add_argument("--agents", type=int, default=8_400_000)
     parser.add_argument("--large", type=int, default=100_000_000, help="agents of the second size of `days`; 0: none")

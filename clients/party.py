@@ -45,7 +45,7 @@ def serve(config: ClientConfig) -> dict[str, Any]:
         config: the institution's own.
 
     Returns:
-        party, tasks done, rounds, seconds, peak_memory_mb.
+        party, tasks done, rounds, seconds, executor, peak_memory_mb.
 
     Raises:
         LpmError: as `clients.streams.join` and the session raise; nothing private is in any message.
@@ -105,6 +105,7 @@ def _take_part(config: ClientConfig, scenario: Scenario, key: bytes, steward: St
         "tasks": done,
         "rounds": session.rounds,
         "rescaled": len(world.rescaled),
+        "executor": shard.evidence.ran,
         "peak_memory_mb": peak_memory_mb(),
         "pid": os.getpid(),
     }

@@ -362,6 +362,7 @@ def _calibrate(
         timings={"building_s": built - began, "computing_s": time.monotonic() - built},
         peak_memory_mb=memory,
         gradient={"estimator": study.choice.estimator, "reason": study.choice.reason},
+        executor=evidence.ran,
         device=options.device or "cpu",
     )
     fits = _fits(scenario, evidence, backend)
@@ -416,7 +417,10 @@ def _federate(run: Run, options: Options, scenario: Scenario, *, resume: bool) -
     # On one machine the launcher may look into the parties' folders; the coordinator never does.
     notes = [json.loads(path.read_text()) for path in sorted(run.path.glob("parties/*/summary.json"))]
     write_page(run.path / LEAKAGE_PAGE, [read_leakage(path) for path in find_ledgers(run.path)])
-    run.update(peak_memory_mb={note["party"]: note["peak_memory_mb"] for note in notes})
+    run.update(
+        executor=", ".join(sorted({note["executor"] for note in notes})),
+        peak_memory_mb={note["party"]: note["peak_memory_mb"] for note in notes},
+    )
     return dict(run.record()["summary"])
 
 

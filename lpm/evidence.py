@@ -87,6 +87,9 @@ class Evidence:
         replicates: simulations whose mean is compared with the series, for each draw.
         executor: see `simulation.choose_executor`.
 
+    Attributes:
+        ran: what ran the contagions, of gradients if there were any; empty before.
+
     Raises:
         InputError: if a series compares with an output that the model doesn't record.
     """
@@ -106,7 +109,7 @@ class Evidence:
     ) -> None:
         self.model, self.observations, self.seed = model, tuple(observations), seed
         self.steps, self.held_out, self.step, self.replicates = steps, held_out, step, replicates
-        self.executor = executor
+        self.executor, self.ran = executor, ""
         self.names = tuple(parameter.name for parameter in parameters)
         self.columns = [self.names.index(parameter.name) for parameter in model.parameters]
         recorded = list(model.recorded)
@@ -128,7 +131,7 @@ class Evidence:
         replicate: int = 0,
         **more: Any,
     ) -> Evaluation:
-        return evaluate(
+        found = evaluate(
             self.model,
             np.ascontiguousarray(theta[:, self.columns]),
             estimator=estimator,
@@ -140,6 +143,8 @@ class Evidence:
             executor=self.executor,
             **more,
         )
+        self.ran = found.executor
+        return found
 
     def _series(self, outputs: Tensor, theta: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         recorded = list(self.model.recorded)
@@ -283,6 +288,7 @@ class Evidence:
                 trajectory=trajectory,
                 executor=self.executor,
             )
+            self.ran = self.ran or run.executor
             words[..., lanes] = run.words
         return words
 
@@ -305,4 +311,5 @@ class Evidence:
             keeper=keeper,
             executor=self.executor,
         )
+        self.ran = run.executor
         return run.words[:, : len(self.model.outputs)]

@@ -189,7 +189,9 @@ def test_derivatives_and_posteriors_on_a_device_are_those_of_fd(tmp_path: Path) 
             assert cli.main([*shared, *where, "--out", str(tmp_path / command / name)]) == 0
         found = [(tmp_path / command / name / file).read_bytes() for name in ("device", "plain")]
         assert found[0] == found[1], command
-        assert lpm_record(tmp_path / command / "device")["device"] == "cpu"
+        record = lpm_record(tmp_path / command / "device")
+        assert (record["executor"], record["device"]) == ("torch:cpu", "cpu")
+        assert lpm_record(tmp_path / command / "plain")["executor"] == "cpu"
 
 
 def test_an_estimator_that_does_not_run_on_a_device_is_refused_at_once(

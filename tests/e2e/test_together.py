@@ -26,6 +26,7 @@ def test_parties_that_share_processes_give_the_same_bits_and_say_so(tmp_path: Pa
     assert said in command.said.replace("\n", " ") and "nothing isolates" in command.said.replace("\n", " ")
     record = json.loads((run / "run.json").read_text())
     assert record["processes"] == [["north", "south"], ["west"]] and said in record["weaker"]
+    assert record["executor"] == "cpu"
     assert said in (run / "report.html").read_text()
     started = [each for each in json.loads((run / "processes.json").read_text()) if each["role"] == "client"]
     pids = {each["party"]: each["pid"] for each in started}
