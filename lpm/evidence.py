@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lpm import ring, simulation
 from lpm.errors import InputError
-from lpm.estimators import Evaluation, evaluate
+from lpm.estimators import Evaluation, differences, evaluate
 from lpm.flame.model import Model
 from lpm.observation import Observation
 from lpm.parameters import Parameter
@@ -34,7 +34,7 @@ GROUPS = 8
 """Draws of a forecast share their random numbers within a group only."""
 
 LANES = 64
-"""Draws of a forecast that run at once, which bounds its memory to that of an iteration."""
+"""Parameter vectors of a forecast, or of an iteration's replicates, that run at once: what bounds their memory."""
 
 
 _MOST = 20.0
@@ -146,6 +146,54 @@ class Evidence:
         self.ran = found.executor
         return found
 
+    def _replicated(
+        self,
+        theta: NDArray[np.float64],
+        trajectory: int,
+        world: World | None,
+        estimator: str,
+        count: int,
+        keeper: Keeper | None,
+    ) -> list[Evaluation]:
+        """The run of each replicate; all in one, with one round a day, where lanes may have seeds of their own."""
+        versions = differences(theta[:, self.columns], self.model.parameters, self.step)
+        lanes = len(versions.lanes) if estimator == "fd" else len(theta)
+        # The same at every party, whatever its shard.
+        if (
+            count == 1
+            or estimator not in ("fd", "none")
+            or count * lanes > LANES
+            or not simulation.lanes_apart(self.model, self.executor)
+        ):
+            return [
+                self._run(theta, trajectory, world, estimator, replicate, keeper=keeper if replicate == 0 else None)
+                for replicate in range(count)
+            ]
+        chosen = versions.lanes[:lanes]
+        found = simulation.run(
+            self.model,
+            np.tile(chosen, (count, 1)),
+            steps=self.steps,
+            # Neighbouring lanes with one seed are drawn for together.
+            seed=[derive(self.seed, "trajectory", trajectory, k // lanes) for k in range(count * lanes)],
+            world=world,
+            trajectory=trajectory,
+            executor=self.executor,
+            keeper=keeper,
+        )
+        self.ran = found.executor
+        words = np.split(found.words, count, axis=-1)
+        return [
+            Evaluation(
+                each[..., : len(theta)],
+                versions.quotient(ring.decode(each)) if estimator == "fd" else None,
+                None,
+                estimator,
+                found.executor,
+            )
+            for each in words
+        ]
+
     def _series(self, outputs: Tensor, theta: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         recorded = list(self.model.recorded)
         # [T, O, K] → name → [K, T]
@@ -198,7 +246,7 @@ class Evidence:
             estimator: "fd", "tangent", "alternates" or "none" (gradient 0).
             mode: "forward", or "reverse" (of one replicate).
             world: who adds up.
-            keeper: checkpoints of the first replicate's trajectory.
+            keeper: checkpoints of the first replicate's trajectory, or of all where they are one run.
             replicates: fewer than the shard's own number, if given.
 
         Returns:
@@ -224,10 +272,7 @@ class Evidence:
         count = self.replicates if replicates is None else replicates
         if type(count) is not int or not 1 <= count <= self.replicates:
             raise InputError(f"{count!r} replicates were asked for: a whole number from 1 to {self.replicates}.")
-        runs = [
-            self._run(theta, trajectory, world, estimator, replicate, keeper=keeper if replicate == 0 else None)
-            for replicate in range(count)
-        ]
+        runs = self._replicated(theta, trajectory, world, estimator, count, keeper)
         members = [tuple(range(count))]
         if count > 1:
             members += [tuple(k for k in range(count) if k != left) for left in range(count)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lpm import scenario as scenarios
+from lpm import simulation
 from lpm.calibration.study import Settings, choose
 from lpm.errors import InputError
 from lpm.evidence import debiased
@@ -55,6 +56,25 @@ def test_no_task_can_ask_for_more_simulations_than_the_scenario_says() -> None:
     for wrong in (0, evidence.replicates + 1, True):
         with pytest.raises(InputError, match="replicates"):
             evidence.evaluate(theta, 0, estimator="none", replicates=wrong)
+
+
+@pytest.mark.parametrize("estimator", ["fd", "none"])
+def test_replicates_that_run_at_once_are_those_that_run_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
+    evidence = evidence_of(scenarios.load(FOLDER), 1)
+    evidence.replicates = 3
+    theta = np.array([list(scenarios.load(FOLDER).defaults.values())] * 2) * np.array([[1.0], [1.05]])
+    runs = []
+    run = simulation.run
+    monkeypatch.setattr(simulation, "run", lambda *given, **more: runs.append(1) or run(*given, **more))
+    together = evidence.evaluate(theta, 5, estimator=estimator)
+    assert len(runs) == 1
+    monkeypatch.setattr("lpm.evidence.LANES", 1)
+    one_by_one = evidence.evaluate(theta, 5, estimator=estimator)
+    assert len(runs) == 4
+    for found, expected in zip(together, one_by_one, strict=True):
+        assert np.array_equal(found, expected)
 
 
 def test_the_audit_asks_for_one_simulation_and_rejects_at_once_what_is_far_off() -> None:
