@@ -2,8 +2,8 @@
 
     python benchmarks/nyc_coverage.py [--repetitions 20]        # goes on where it was stopped
 
-A truth is drawn from the prior. A larger town of the same model (other people, other random numbers, a tenth of its
-simulation noise) makes every borough's expected series; each borough gets a factor of its own, and reporting noise.
+A truth is drawn from the prior. The same model with all 8.3 million people, one agent each (other people, other random
+numbers), makes every borough's expected series; each borough gets a factor of its own, and reporting noise.
 `nyc_boroughs` at its own size is then calibrated to these series as it would be to real ones, on the fitted days alone.
 
 Writes benchmarks/figures/nyc_coverage.json. The posterior is Gaussian in the prior's standard-normal space (u), where
@@ -41,7 +41,7 @@ from lpm.rng import derive  # noqa: E402
 from lpm.scenario import Scenario, load  # noqa: E402
 from lpm.simulation import run as simulate  # noqa: E402
 
-WEIGHTS = (1.0, 2.0, 4.0, 8.0)
+WEIGHTS = (1.0, 2.0, 3.0, 4.0, 8.0)
 LEVEL, REACH = 0.9, 1.6449
 """Credibility of the intervals, and their half width in standard deviations."""
 
@@ -86,7 +86,9 @@ def repeat(
     town, city = worlds
     names = list(prior.names)
     columns = [names.index(parameter.name) for parameter in city.parameters]
-    made = simulate(city, true[:, columns].numpy(), steps=larger.steps, seed=derive(seed, "truth"))
+    executor = "auto" if arguments.device is None else f"device:{arguments.device}"
+    values = true[:, columns].numpy()
+    made = simulate(city, values, steps=larger.steps, seed=derive(seed, "truth"), executor=executor)
     outputs = {name: torch.from_numpy(made.outputs[:, k]).T for k, name in enumerate(city.recorded)}
     theta = {name: true[:, k] for k, name in enumerate(names)}
     observations = [
@@ -102,6 +104,7 @@ def repeat(
         seed=derive(seed, "fit"),
         step=scenario.gradient.step,
         replicates=scenario.calibration.replicates,
+        executor=executor,
     )
     with console.progress(f"Wave {number + 1}", scenario.calibration.iterations) as advance:
         found = fit(
@@ -180,10 +183,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="number of the first, to share the work among processes")
-    parser.add_argument("--agents-of-truth", type=int, default=1_000_000)
+    parser.add_argument("--agents-of-truth", type=int, default=8_336_817)
     parser.add_argument("--iterations", type=int, default=None)
     parser.add_argument("--replicates", type=int, default=None)
     parser.add_argument("--weight", type=float, default=None)
+    parser.add_argument("--device", help="a torch device to run on, to the same bits")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="files of other processes to take in")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "figures" / "nyc_coverage.json")

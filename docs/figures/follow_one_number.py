@@ -144,13 +144,14 @@ def _figures(
 
 
 def _one_day(scenario: Scenario, evidence: Evidence, theta: NDArray[np.float64]) -> dict[str, float]:
-    """What draw 1 makes of the day, from the whole city in one process: the same bits as the boroughs together."""
+    """What draw 1 makes of the day: the mean of the replicates, from the whole city in one process: the same bits."""
     city = scenario.build(scenario.institutions, seed=0)
     columns = [scenario.parameters.index(parameter) for parameter in city.parameters]
-    seed = derive(0, "trajectory", 0, 0)
-    run = run_draws(city, theta[:1, columns], estimator="none", steps=scenario.steps, seed=seed)
     name = f"admissions/{BOROUGH}"
-    outputs = {name: torch.from_numpy(run.outputs[:, list(city.recorded).index(name)].T)}
+    at = list(city.recorded).index(name)
+    seeds = [derive(0, "trajectory", 0, replicate) for replicate in range(scenario.calibration.replicates)]
+    runs = [run_draws(city, theta[:1, columns], estimator="none", steps=scenario.steps, seed=seed) for seed in seeds]
+    outputs = {name: torch.from_numpy(np.mean([run.outputs[:, at] for run in runs], axis=0).T)}
     values = {p.name: torch.from_numpy(theta[:1, k]) for k, p in enumerate(scenario.parameters)}
     series = next(each for each in evidence.observations[0].series if each.name == "admissions")
     index = (DAY - scenario.start).days
@@ -161,13 +162,14 @@ def _one_day(scenario: Scenario, evidence: Evidence, theta: NDArray[np.float64])
 
 
 def _draw(figures: dict[str, Any]) -> None:
+    draws, slopes = np.shape(figures["theta"])[0], np.size(figures["theta"])
     steps = [
         ("Queens", f"file: {figures['observed']:.0f} admissions\n30 March 2020"),
         ("Queens", f"loss of draw 1\n{figures['loss_own'][0]:,.2f}"),
         ("Queens", f"word: round(loss · 2³²)\n{figures['loss_word']:,}"),
         ("Queens", f"+ share of zero, mod 2⁶⁴\n{figures['masked_word']:,}"),
         ("coordinator", f"sum of five masked words\n{figures['loss_opened'][0]:,.2f}"),
-        ("coordinator", "4 losses, 28 slopes\n→ one step of the posterior"),
+        ("coordinator", f"{draws} losses, {slopes} slopes\n→ one step of the posterior"),
     ]
     plane, axes = plt.subplots(figsize=(12, 2.5))
     axes.set_xlim(0, 12)

@@ -43,6 +43,11 @@ LATE = 0.5
 OUT_EARLY, OUT_LATE = 0.6, 0.1
 """Infectivity out of home of the symptomatic, early and late: less load and fewer who still go out. Assumptions."""
 
+COVERING = 0.2
+"""Reduction of transmission out of home by face coverings and care, from the week after the order of 17 April on. An
+assumption: the order came when the wave was nearly over, and no series of these weeks tells (a calibrated share came
+out as its prior)."""
+
 INITIAL = {"E": 0.65, "P": 0.10, "A": 0.15, "I": 0.10}
 """Stages of those infected at the start, as in a wave that grows by a quarter a day."""
 
@@ -149,15 +154,15 @@ def _disease(scenario: Scenario, p: Mapping[str, NDArray[np.float64]]) -> lpm.Co
     infects nobody.
     """
     f = figures().city
-    transmissibility, distancing, initial, covering = (
-        scenario.parameter(name) for name in ("transmissibility", "distancing", "initial", "face_covering")
+    transmissibility, distancing, initial = (
+        scenario.parameter(name) for name in ("transmissibility", "distancing", "initial")
     )
     early = EARLY_SHARE * f.days["mild_to_recovered"][0]
     late = f.days["symptomatic_to_severe"][0] - early
     turn = f.days["mild_to_recovered"][0] - f.days["symptomatic_to_severe"][0]
     presymptomatic, unnoticed = f.days["infectious_to_symptomatic"][0], f.days["asymptomatic_to_recovered"][0]
     to_critical = f.days["severe_to_critical"][0]
-    covered = 1.0 - covering * lpm.driver("covered")
+    covered = 1.0 - COVERING * lpm.driver("covered")
     # A contact needs two people to be out: contacts go as the square of visits (Chang et al. 2021, Nature 589:82).
     out, at_job = (1.0 + distancing * lpm.driver(name) for name in ("community_visits", "work_visits"))
     at_work = transmissibility * f.contacts["work"] * (at_job * at_job) * covered
