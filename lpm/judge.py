@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
 
 __all__ = ["LIMIT", "REFERENCE", "Figures", "Verdict", "choose", "compare", "rule", "still_worth"]
 
@@ -33,18 +34,28 @@ class Figures:
     """An estimator against the reference.
 
     Attributes:
-        bias: relative L1 distance of the mean derivative from the reference's, of the worst parameter.
-        uncertainty: standard error of `bias`.
+        biases: relative L1 distance of the mean derivative from the reference's, by parameter [P].
+        uncertainties: standard errors of `biases` [P].
         sd: standard deviation of one run relative to the size of the mean, root mean square over parameters.
         wrong_signs: derivatives with the other sign than the reference's, where that is clear (5 standard errors).
         clear: how many are.
     """
 
-    bias: float
-    uncertainty: float
+    biases: NDArray[np.float64]
+    uncertainties: NDArray[np.float64]
     sd: float
     wrong_signs: int = 0
     clear: int = 0
+
+    @property
+    def bias(self) -> float:
+        """Of the worst parameter."""
+        return float(self.biases.max(initial=0.0))
+
+    @property
+    def uncertainty(self) -> float:
+        """Of the worst parameter."""
+        return float(self.uncertainties[np.argmax(self.biases)]) if self.biases.size else 0.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,8 @@ class Verdict:
 
     Attributes:
         estimator: its name.
-        bias: see `Figures`.
-        uncertainty: see `Figures`.
+        bias: of the worst parameter; see `Figures`.
+        uncertainty: its standard error.
         sd: see `Figures`.
         cost: time of a run relative to a plain one (in a calibration: to one of `fd`).
         wrong_signs: see `Figures`.
@@ -106,9 +117,9 @@ def compare(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> F
     difference = candidate - reference
     bias = relative(difference)
     if not np.isfinite(bias).all():
-        return Figures(float("inf"), float("inf"), float("inf"))
+        return Figures(np.full_like(bias, np.inf), np.full_like(bias, np.inf), float("inf"))
     if seeds == 1:
-        return Figures(float(bias.max(initial=0.0)), float("inf"), float("nan"))
+        return Figures(bias, np.full_like(bias, np.inf), float("nan"))
     # Jackknife: leave one seed out at a time; it also takes off the upward bias that noise gives an absolute value.
     left = np.stack([relative(np.delete(difference, k, axis=0)) for k in range(seeds)])
     bias = np.maximum(seeds * bias - (seeds - 1) * left.mean(0), 0.0)
@@ -117,35 +128,28 @@ def compare(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> F
     mean = reference.mean(0)
     clear = np.abs(mean) > _CLEAR * reference.std(0, ddof=1) / np.sqrt(seeds)
     wrong = clear & (np.sign(candidate.mean(0)) != np.sign(mean))
-    worst = int(np.argmax(bias)) if bias.size else 0
-    return Figures(
-        float(bias[worst]),
-        float(error[worst]),
-        float(np.sqrt(np.mean(spread**2))),
-        int(wrong.sum()),
-        int(clear.sum()),
-    )
+    return Figures(bias, error, float(np.sqrt(np.mean(spread**2))), int(wrong.sum()), int(clear.sum()))
 
 
 def rule(found: Figures, runs: int, *, most: int, convict_after: int = ACQUIT_AFTER) -> str:
-    """What so many pairs of runs show: "true", "biased" or "open".
+    """What so many pairs of runs show: "true" (of every parameter), "biased" (of one) or "open".
 
     Args:
         found: the comparison.
         runs: pairs so far.
-        most: pairs at which the audit ends: there two standard errors decide, before that three.
+        most: pairs at which the audit ends: there two standard errors decide, before that three, by Student's t.
         convict_after: pairs from which on a bias can be shown to be large. After a single pair only a distance larger
             than the gradient itself is no chance.
     """
-    margin = 2.0 if runs >= most else 3.0
     if not np.isfinite(found.bias):
         return "biased"
-    if runs >= convict_after:
-        if runs == 1 and found.bias > 1.0:
-            return "biased"
-        if runs > 1 and found.bias - margin * found.uncertainty > LIMIT:
-            return "biased"
-    if runs >= ACQUIT_AFTER and found.bias + margin * found.uncertainty < LIMIT:
+    if runs == 1:
+        return "biased" if convict_after == 1 and found.bias > 1.0 else "open"
+    # A standard error from few runs is often far too small: Student's t, not the normal distribution.
+    margin = stdtrit(runs - 1, ndtr(2.0 if runs >= most else 3.0)) * found.uncertainties
+    if runs >= convict_after and (found.biases - margin > LIMIT).any():
+        return "biased"
+    if runs >= ACQUIT_AFTER and (found.biases + margin < LIMIT).all():
         return "true"
     return "open"
 

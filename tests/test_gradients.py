@@ -12,7 +12,7 @@ import pytest
 import lpm
 from lpm.analysis.audit import audit_gradients
 from lpm.estimators import evaluate
-from lpm.judge import compare
+from lpm.judge import compare, rule
 from tests import models
 
 KNOWN = Path(__file__).parent / "known"
@@ -185,6 +185,19 @@ def test_the_audit_accepts_the_tangent_in_a_well_mixed_city():
     # Alternates are right here too, and which of the two is chosen is a question of time, which no test measures.
     audit = audit_gradients(model, np.array([0.5]), steps=15, seed=1, estimators=["tangent"])
     assert audit.chosen == "tangent", audit
+
+
+@pytest.mark.parametrize(("bias", "low", "high"), [(0.0, 0.0, 0.05), (1.0, 0.9, 1.0)])
+def test_the_judge_seldom_convicts_an_estimator_that_is_only_noisy(bias, low, high):
+    rng, convicted, most = np.random.default_rng(4), 0, 24
+    truth, repetitions = np.linspace(1, 2, 20)[:, None] * np.ones(4), 150
+    for _ in range(repetitions):
+        # As of cumulative outputs: what a run has too much it has on all days.
+        noise = rng.standard_t(5, size=(2, most, 1, 4)) * truth
+        rows = (1 + bias) * truth + 0.4 * noise[0], truth + 0.8 * noise[1]
+        rulings = (rule(compare(rows[0][:k], rows[1][:k]), k, most=most) for k in range(1, most + 1))
+        convicted += next((each for each in rulings if each != "open"), "open") == "biased"
+    assert low <= convicted / repetitions <= high
 
 
 def test_the_judge_sees_bias_through_noise():
