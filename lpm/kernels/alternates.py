@@ -208,6 +208,7 @@ class _Clusters:
         strength = float(np.outer(self.frame.infection_scale, spec.susceptibility).max(initial=0.0))
         self.unit = 2.0 / 254.0 / (strength or 1.0)
         self.shared_out = [False for _ in spec.networks]
+        self._left: dict[int, tuple[Any, Any, Any]] = {}
 
     def start(
         self,
@@ -477,6 +478,10 @@ class _Clusters:
         self, lane: int, tables: Tables, slopes: Slopes
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Thresholds, windows in which flips are offered (−1: exits are withheld instead), and weights of flips."""
+        known = self._left.get(lane)
+        if known is not None and known[0] is tables.cumulative and known[1] is slopes.cumulative:
+            found: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] = known[2]
+            return found
         spec, lanes = self.spec, len(self.slots)
         shape = (len(spec.stages), self.frame.exit_edge.shape[1], spec.class_count)
         exits, window = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -503,6 +508,7 @@ class _Clusters:
             divisor = np.where(divisor == 0.0, np.inf, divisor)[..., None]
             weight[s, : len(edges), :, :-1] = moved / divisor
             weight[s, : len(edges), :, -1] = chance / divisor[..., 0]
+        self._left[lane] = (tables.cumulative, slopes.cumulative, (exits, window, weight))
         return exits, window, weight
 
     def sums(self, network: int, stage: NDArray[np.int8]) -> NDArray[np.float64]:

@@ -193,6 +193,9 @@ class CarriedForward(Plain):
         self.directions = torch.eye(count, dtype=torch.float64)[:, None, :].expand(count, lanes, count).contiguous()
         self.tangents: Arrays = {}
         self.recorded: list[Tensor] = []
+        # Without protocols of another kind contagions are told the same in every step.
+        self._steady = len(self.contagions.all) == len(loop.model.protocols)
+        self._slopes: list[Slopes] | None = None
 
     def start(self) -> None:
         slopes, self.tangents = self._push(self.contagions.told_first, (self.loop.theta,), (self.directions,))
@@ -223,12 +226,13 @@ class CarriedForward(Plain):
         sums, opened = self.open(t, summed, named)
         moved = {key: np.stack([opened[f"{key}~{k}"] for k in range(floats)], axis=-1) for key in sums}
         pushed = {key: torch.from_numpy(np.moveaxis(value[..., :count], -1, 0).copy()) for key, value in moved.items()}
-        slopes, self.tangents = self._push(
-            lambda theta, env, sums: self.contagions.told(t, theta, env, sums),
-            (theta, environment(self.carry), sums),
-            (self.directions, self.tangents, pushed),
-        )
-        for contagion, slope in zip(self.contagions.all, slopes, strict=True):
+        if self._slopes is None or not self._steady:
+            self._slopes, self.tangents = self._push(
+                lambda theta, env, sums: self.contagions.told(t, theta, env, sums),
+                (theta, environment(self.carry), sums),
+                (self.directions, self.tangents, pushed),
+            )
+        for contagion, slope in zip(self.contagions.all, self._slopes, strict=True):
             mine = {n.name: moved[f"{contagion.name}/{n.name}"] for n in contagion.spec.networks if n.shared}
             self.executor.tell(contagion.spec, Slopes(slope.cumulative, slope.factors, mine))
         self.carry, records = self.loop.advance(t, theta, self.carry, sums)
