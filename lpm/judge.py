@@ -35,7 +35,9 @@ class Figures:
 
     Attributes:
         biases: relative L1 distance of the mean derivative from the reference's, by parameter [P].
-        uncertainties: standard errors of `biases` [P].
+        uncertainties: standard errors of `biases`, were the size of the reference known [P].
+        excess: the distance less `LIMIT` times the reference's size, in units of that size as it was found [P].
+        excess_error: standard error of `excess`, the doubt about that size included [P].
         sd: standard deviation of one run relative to the size of the mean, root mean square over parameters.
         wrong_signs: derivatives with the other sign than the reference's, where that is clear (5 standard errors).
         clear: how many are.
@@ -43,6 +45,8 @@ class Figures:
 
     biases: NDArray[np.float64]
     uncertainties: NDArray[np.float64]
+    excess: NDArray[np.float64]
+    excess_error: NDArray[np.float64]
     sd: float
     wrong_signs: int = 0
     clear: int = 0
@@ -107,28 +111,34 @@ def compare(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> F
         candidate: [seeds, X, P], X being what is differentiated (steps × outputs).
         reference: the same of the reference.
     """
-    seeds = candidate.shape[0]
-    size = np.abs(reference.mean(0)).sum(0)
-    size = np.where(size > 0, size, np.inf)
+    seeds, everyone = candidate.shape[0], np.arange(candidate.shape[0])
 
-    def relative(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.abs(rows.mean(0)).sum(0) / size)
+    def lengths(kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of the mean difference and of the reference [2, P]."""
+        rows = (candidate[kept] - reference[kept], reference[kept])
+        return np.stack([np.abs(each.mean(0)).sum(0) for each in rows])
 
-    difference = candidate - reference
-    bias = relative(difference)
-    if not np.isfinite(bias).all():
-        return Figures(np.full_like(bias, np.inf), np.full_like(bias, np.inf), float("inf"))
+    whole = lengths(everyone)
+    size = np.where(whole[1] > 0, whole[1], np.inf)
+    if not np.isfinite(whole).all():
+        endless = np.full(size.shape, np.inf)
+        return Figures(endless, endless, endless, endless, float("inf"))
     if seeds == 1:
-        return Figures(bias, np.full_like(bias, np.inf), float("nan"))
-    # Jackknife: leave one seed out at a time; it also takes off the upward bias that noise gives an absolute value.
-    left = np.stack([relative(np.delete(difference, k, axis=0)) for k in range(seeds)])
-    bias = np.maximum(seeds * bias - (seeds - 1) * left.mean(0), 0.0)
-    error = np.sqrt((seeds - 1) * left.var(0))
+        bias, unknown = whole[0] / size, np.full(size.shape, np.inf)
+        return Figures(bias, unknown, bias - LIMIT, unknown, float("nan"))
+    # Jackknife: leave one seed out at a time; it also takes off the upward bias that noise gives an absolute value. No
+    # ratio is judged: few runs may put what it is divided by near 0.
+    left = np.stack([lengths(np.delete(everyone, k)) for k in range(seeds)])
+    left[:, 1] = left[:, 0] - LIMIT * left[:, 1]
+    whole[1] = whole[0] - LIMIT * whole[1]
+    bias, excess = (seeds * whole - (seeds - 1) * left.mean(0)) / size
+    error, excess_error = np.sqrt((seeds - 1) * left.var(0)) / size
     spread = candidate.std(0, ddof=1).sum(0) / size
     mean = reference.mean(0)
     clear = np.abs(mean) > _CLEAR * reference.std(0, ddof=1) / np.sqrt(seeds)
     wrong = clear & (np.sign(candidate.mean(0)) != np.sign(mean))
-    return Figures(bias, error, float(np.sqrt(np.mean(spread**2))), int(wrong.sum()), int(clear.sum()))
+    sd = float(np.sqrt(np.mean(spread**2)))
+    return Figures(np.maximum(bias, 0.0), error, excess, excess_error, sd, int(wrong.sum()), int(clear.sum()))
 
 
 def rule(found: Figures, runs: int, *, most: int, convict_after: int = ACQUIT_AFTER) -> str:
@@ -137,7 +147,7 @@ def rule(found: Figures, runs: int, *, most: int, convict_after: int = ACQUIT_AF
     Args:
         found: the comparison.
         runs: pairs so far.
-        most: pairs at which the audit ends: there two standard errors decide, before that three, by Student's t.
+        most: pairs at which the audit ends: there two standard errors acquit, else three decide, by Student's t.
         convict_after: pairs from which on a bias can be shown to be large. After a single pair only a distance larger
             than the gradient itself is no chance.
     """
@@ -146,10 +156,10 @@ def rule(found: Figures, runs: int, *, most: int, convict_after: int = ACQUIT_AF
     if runs == 1:
         return "biased" if convict_after == 1 and found.bias > 1.0 else "open"
     # A standard error from few runs is often far too small: Student's t, not the normal distribution.
-    margin = stdtrit(runs - 1, ndtr(2.0 if runs >= most else 3.0)) * found.uncertainties
-    if runs >= convict_after and (found.biases - margin > LIMIT).any():
+    convict, acquit = (stdtrit(runs - 1, ndtr(sigmas)) for sigmas in (3.0, 2.0 if runs >= most else 3.0))
+    if runs >= convict_after and (found.excess > convict * found.excess_error).any():
         return "biased"
-    if runs >= ACQUIT_AFTER and (found.biases + margin < LIMIT).all():
+    if runs >= ACQUIT_AFTER and (found.excess < -acquit * found.excess_error).all():
         return "true"
     return "open"
 
