@@ -58,6 +58,7 @@ class Estimator:
         modes: "forward", and "reverse" where a scalar's gradient by any number of parameters costs one pass back.
         refuses: why it can't differentiate a model in a mode, or None if it can.
         promising: whether `auto` should spend runs on it; an audit that is asked for tries it anyway.
+        surely: whether it is known before it runs that it is not refused while it runs.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Estimator:
     modes: tuple[str, ...] = ("forward",)
     refuses: Callable[[Model, str], str | None] = lambda model, mode: None
     promising: Callable[[Model], bool] = lambda model: True
+    surely: Callable[[Model], bool] = lambda model: True
 
     @property
     def biased(self) -> bool:
@@ -87,7 +89,7 @@ REGISTRY: Mapping[str, Estimator] = {
             ("forward", "reverse"),
             refuses=unfit,
             # What a protocol of the user's own does shows when it runs, and may be refused then.
-            promising=surely_followed,
+            surely=surely_followed,
         ),
         Estimator("tangent", "derivative of the conditional expectation of each decision", ("forward", "reverse")),
         Estimator(
@@ -102,13 +104,16 @@ REGISTRY: Mapping[str, Estimator] = {
 """All estimators by name; the audit tries each, and `fd` is what the others are measured against."""
 
 
-def candidates(model: Model, mode: str = "forward", *, one_process: bool = True) -> tuple[str, ...]:
+def candidates(
+    model: Model, mode: str = "forward", *, one_process: bool = True, refusable: bool = False
+) -> tuple[str, ...]:
     """The estimators that `auto` tries on a model beside finite differences.
 
     Args:
         model: what is to be differentiated.
         mode: that they must have.
         one_process: whether everybody is in this process; some estimators can't go through a sum.
+        refusable: whether those that may be refused while they run are among them.
     """
     return tuple(
         each.name
@@ -119,6 +124,7 @@ def candidates(model: Model, mode: str = "forward", *, one_process: bool = True)
         and (one_process or each.name not in ONE_PROCESS)
         and each.refuses(model, mode) is None
         and each.promising(model)
+        and (refusable or each.surely(model))
     )
 
 

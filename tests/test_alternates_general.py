@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lpm
+from lpm.analysis.audit import resolve_estimator
 from lpm.errors import InputError
 from lpm.estimators import candidates, evaluate
 from lpm.kernels.spec import hazards
@@ -293,6 +294,9 @@ def test_an_audit_says_what_a_protocol_of_ones_own_does_not_allow():
     assert (
         audit.chosen == "fd" and verdict.ruling == "not supported" and "odd.x depends on other people" in verdict.note
     )
+    # `auto` tries it all the same where a refusal ends nothing.
+    chosen, tried = resolve_estimator(model, _theta(model), "auto", steps=3, seed=1)
+    assert chosen == "fd" and tried.verdict("alternates").ruling == "not supported"
 
 
 def test_backwards_they_follow_contagions_alone():

@@ -216,6 +216,6 @@ def resolve_estimator(
     """
     if gradient != "auto":
         return gradient, None
-    tried = candidates(model, mode, one_process=ranks.place().ranks == 1)
+    tried = candidates(model, mode, one_process=ranks.place().ranks == 1, refusable=True)
     audit = audit_gradients(model, theta[0], steps=steps, seed=seed, step=step, estimators=tried)
     return audit.chosen, audit
