@@ -284,6 +284,21 @@ def test_what_no_alternative_can_follow_is_refused_with_the_remedy(way, words):
     assert "gradient=fd" in str(refused.value)
 
 
+class _CountsTwice(lpm.Contagion):
+    """Tells every transition twice."""
+
+    def transition(self, step, action):
+        change = super().transition(step, action)
+        return dataclasses.replace(change, records={key: 2 * value for key, value in change.records.items()})
+
+
+def test_outputs_that_stages_do_not_tell_are_refused_by_name():
+    model = _sir(_CountsTwice, 200)
+    with pytest.raises(InputError, match=r"output infections does not follow from people's stages") as refused:
+        run(model, _theta(model), steps=4, seed=1, derivative="alternates")
+    assert "gradient=fd" in str(refused.value)
+
+
 def test_an_audit_says_what_a_protocol_of_ones_own_does_not_allow():
     working = _working(200)
     disease = dataclasses.replace(working.protocols[1], infectivity=None)
