@@ -156,8 +156,10 @@ class Evidence:
         keeper: Keeper | None,
     ) -> list[Evaluation]:
         """The run of each replicate; all in one, with one round a day, where lanes may have seeds of their own."""
-        versions = differences(theta[:, self.columns], self.model.parameters, self.step)
-        lanes = len(versions.lanes) if estimator == "fd" else len(theta)
+        draws = theta[:, self.columns]
+        versions = differences(draws, self.model.parameters, self.step) if estimator == "fd" else None
+        chosen = draws if versions is None else versions.lanes
+        lanes = len(chosen)
         # The same at every party, whatever its shard.
         if (
             count == 1
@@ -169,7 +171,6 @@ class Evidence:
                 self._run(theta, trajectory, world, estimator, replicate, keeper=keeper if replicate == 0 else None)
                 for replicate in range(count)
             ]
-        chosen = versions.lanes[:lanes]
         found = simulation.run(
             self.model,
             np.tile(chosen, (count, 1)),
@@ -186,7 +187,7 @@ class Evidence:
         return [
             Evaluation(
                 each[..., : len(theta)],
-                versions.quotient(ring.decode(each)) if estimator == "fd" else None,
+                None if versions is None else versions.quotient(ring.decode(each)),
                 None,
                 estimator,
                 found.executor,
