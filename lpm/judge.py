@@ -133,6 +133,7 @@ def compare(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> F
     whole[1] = whole[0] - LIMIT * whole[1]
     bias, excess = (seeds * whole - (seeds - 1) * left.mean(0)) / size
     error, excess_error = np.sqrt((seeds - 1) * left.var(0)) / size
+    excess = np.where(np.isfinite(size), excess, -LIMIT)  # nothing answers to the parameter: nothing to be wrong in
     spread = candidate.std(0, ddof=1).sum(0) / size
     mean = reference.mean(0)
     clear = np.abs(mean) > _CLEAR * reference.std(0, ddof=1) / np.sqrt(seeds)

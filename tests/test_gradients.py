@@ -200,6 +200,13 @@ def test_the_judge_seldom_convicts_an_estimator_that_is_only_noisy(bias, low, hi
     assert low <= convicted / repetitions <= high
 
 
+def test_a_parameter_that_nothing_answers_to_acquits_nobody_and_convicts_nobody():
+    rng = np.random.default_rng(5)
+    rows = np.linspace(1, 2, 20)[:, None] * np.array([1.0, 0.0]) * (1 + 0.01 * rng.normal(size=(2, 8, 1, 1)))
+    assert rule(compare(*rows), 8, most=24) == "true"
+    assert rule(compare(1.5 * rows[0], rows[1]), 8, most=24) == "biased"
+
+
 def test_the_judge_sees_bias_through_noise():
     rng = np.random.default_rng(3)
     truth = np.linspace(1, 2, 40)[None, :, None]
