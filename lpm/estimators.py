@@ -233,7 +233,7 @@ def evaluate(
     *,
     estimator: str,
     steps: int,
-    seed: int,
+    seed: int | Sequence[int],
     mode: str = "forward",
     step: float = 0.02,
     cotangent: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
@@ -250,7 +250,7 @@ def evaluate(
         theta: draws [K, P].
         estimator: one of `ESTIMATORS`.
         steps: T.
-        seed: of this shard.
+        seed: of this shard; or, for `none` and `fd`, one for each draw, where `simulation.run` takes them.
         mode: "forward", or "reverse" (where the estimator has it), which needs `cotangent`.
         step: of finite differences, relative.
         cotangent: outputs [T, O, K] → cotangents [B, T, O, K].
@@ -279,9 +279,7 @@ def evaluate(
         run = simulation.run(model, theta, **common)
         return Evaluation(run.words, None, None, estimator, run.executor)
     if estimator == "fd":
-        lanes = differences(theta, model.parameters, step)
-        run = simulation.run(model, lanes.lanes, **common)
-        return Evaluation(run.words[..., :draws], lanes.quotient(run.outputs), None, estimator, run.executor)
+        return _differences(model, differences(theta, model.parameters, step), common)
     if estimator == "score":
         if ranks.place().ranks > 1 or (world is not None and world.parties > 1):
             raise InputError(
@@ -301,6 +299,17 @@ def evaluate(
     with straight_through() if estimator == "st-gumbel" else contextlib.nullcontext():
         run = simulation.run(model, theta, derivative=derivative, cotangent=cotangent, **common)
     return Evaluation(run.words, run.tangents, run.gradient, estimator, run.executor)
+
+
+def _differences(model: Model, versions: Differences, common: Mapping[str, Any]) -> Evaluation:
+    seed, draws, order = common["seed"], len(versions.distance), list(range(len(versions.lanes)))
+    if not isinstance(seed, int):
+        # Neighbouring lanes with one seed are drawn for together.
+        order.sort(key=lambda lane: seed.index(seed[lane % draws]))
+        common = {**common, "seed": [seed[lane % draws] for lane in order]}
+    run = simulation.run(model, versions.lanes[order], **common)
+    words = run.words[..., np.argsort(order)]
+    return Evaluation(words[..., :draws], versions.quotient(ring.decode(words)), None, "fd", run.executor)
 
 
 SCORE_RUNS = 8

@@ -7,7 +7,7 @@ up, and nothing else is needed to calibrate. With x the shard's outputs, its sha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lpm import ring, simulation
 from lpm.errors import InputError
-from lpm.estimators import Evaluation, differences, evaluate
+from lpm.estimators import Evaluation, evaluate
 from lpm.flame.model import Model
 from lpm.observation import Observation
 from lpm.parameters import Parameter
@@ -128,15 +128,17 @@ class Evidence:
         trajectory: int,
         world: World | None,
         estimator: str,
-        replicate: int = 0,
+        replicates: Sequence[int] = (0,),
         **more: Any,
-    ) -> Evaluation:
+    ) -> list[Evaluation]:
+        """Some replicates of each draw, in one run."""
+        seeds = [derive(self.seed, "trajectory", trajectory, replicate) for replicate in replicates]
         found = evaluate(
             self.model,
-            np.ascontiguousarray(theta[:, self.columns]),
+            np.tile(theta[:, self.columns], (len(seeds), 1)),
             estimator=estimator,
             steps=self.steps,
-            seed=derive(self.seed, "trajectory", trajectory, replicate),
+            seed=seeds[0] if len(seeds) == 1 else [seed for seed in seeds for _ in theta],
             world=world,
             step=self.step,
             trajectory=trajectory,
@@ -144,7 +146,12 @@ class Evidence:
             **more,
         )
         self.ran = found.executor
-        return found
+        if len(seeds) == 1:
+            return [found]
+        # [T, O, R · K] → R times [T, O, K], and likewise the derivatives.
+        words = np.split(found.words, len(seeds), axis=2)
+        slopes = [None] * len(seeds) if found.derivative is None else np.split(found.derivative, len(seeds), axis=2)
+        return [replace(found, words=part, derivative=slope) for part, slope in zip(words, slopes, strict=True)]
 
     def _replicated(
         self,
@@ -156,43 +163,13 @@ class Evidence:
         keeper: Keeper | None,
     ) -> list[Evaluation]:
         """The run of each replicate; all in one, with one round a day, where lanes may have seeds of their own."""
-        draws = theta[:, self.columns]
-        versions = differences(draws, self.model.parameters, self.step) if estimator == "fd" else None
-        chosen = draws if versions is None else versions.lanes
-        lanes = len(chosen)
+        lanes = count * len(theta) * (1 + 2 * len(self.columns) if estimator == "fd" else 1)
         # The same at every party, whatever its shard.
-        if (
-            count == 1
-            or estimator not in ("fd", "none")
-            or count * lanes > LANES
-            or not simulation.lanes_apart(self.model, self.executor)
-        ):
-            return [
-                self._run(theta, trajectory, world, estimator, replicate, keeper=keeper if replicate == 0 else None)
-                for replicate in range(count)
-            ]
-        found = simulation.run(
-            self.model,
-            np.tile(chosen, (count, 1)),
-            steps=self.steps,
-            # Neighbouring lanes with one seed are drawn for together.
-            seed=[derive(self.seed, "trajectory", trajectory, k // lanes) for k in range(count * lanes)],
-            world=world,
-            trajectory=trajectory,
-            executor=self.executor,
-            keeper=keeper,
-        )
-        self.ran = found.executor
-        words = np.split(found.words, count, axis=-1)
+        if estimator in ("fd", "none") and lanes <= LANES and simulation.lanes_apart(self.model, self.executor):
+            return self._run(theta, trajectory, world, estimator, range(count), keeper=keeper)
         return [
-            Evaluation(
-                each[..., : len(theta)],
-                None if versions is None else versions.quotient(ring.decode(each)),
-                None,
-                estimator,
-                found.executor,
-            )
-            for each in words
+            self._run(theta, trajectory, world, estimator, [k], keeper=keeper if k == 0 else None)[0]
+            for k in range(count)
         ]
 
     def _series(self, outputs: Tensor, theta: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -266,7 +243,7 @@ class Evidence:
                 full[0][:, self.used] = by_x[0]
                 return full
 
-            run = self._run(theta, trajectory, world, estimator, mode="reverse", cotangent=cotangent, keeper=keeper)
+            (run,) = self._run(theta, trajectory, world, estimator, mode="reverse", cotangent=cotangent, keeper=keeper)
             assert run.gradient is not None
             gradient[:, self.columns] = run.gradient[0]
             return seen["loss"], gradient + seen["direct"]
@@ -282,7 +259,9 @@ class Evidence:
         for k, run in enumerate(runs):
             if run.derivative is not None:
                 weight = sum(by / len(each) for by, each in zip(by_x, members, strict=True) if k in each)
-                gradient[:, self.columns] += np.einsum("tok,tokp->kp", weight, run.derivative[:, self.used])
+                # In one order in memory, whichever runs it came from: so terms are added in one order.
+                slope = np.ascontiguousarray(run.derivative[:, self.used])
+                gradient[:, self.columns] += np.einsum("tok,tokp->kp", weight, slope)
         return loss, gradient
 
     def forecast(self, theta: NDArray[np.float64], trajectory: int, *, world: World | None = None) -> Forecast:

@@ -225,8 +225,9 @@ class CarriedForward(Plain):
         named = {f"{key}~{k}": value[..., k] for key, value in emitted.items() for k in range(floats)}
         sums, opened = self.open(t, summed, named)
         moved = {key: np.stack([opened[f"{key}~{k}"] for k in range(floats)], axis=-1) for key in sums}
-        pushed = {key: torch.from_numpy(np.moveaxis(value[..., :count], -1, 0).copy()) for key, value in moved.items()}
         if self._slopes is None or not self._steady:
+            by_sum = {key: np.moveaxis(value[..., :count], -1, 0).copy() for key, value in moved.items()}
+            pushed = {key: torch.from_numpy(value) for key, value in by_sum.items()}
             self._slopes, self.tangents = self._push(
                 lambda theta, env, sums: self.contagions.told(t, theta, env, sums),
                 (theta, environment(self.carry), sums),
