@@ -229,18 +229,25 @@ def _lpm(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, **more)
 
 
+def _side_by_side(folder: str, asked: list[str], ways: dict[str, list[str]], found: dict[str, Any]) -> bool:
+    """A command in several ways, each into its own folder; whether all came through."""
+    for name, more in ways.items():
+        began = time.perf_counter()
+        done = _lpm(*asked, *more, "--out", f"{folder}/{name}")
+        found[name] = {"rc": done.returncode, "seconds": round(time.perf_counter() - began, 1)}
+        if done.returncode:
+            found[name]["errors"] = done.stderr[-1500:]
+            return False
+    return True
+
+
 def command_line(options: argparse.Namespace) -> dict[str, Any]:
     """`lpm simulate … --device`, against the same without; and one that is killed and resumed."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         asked = ["simulate", CITY, "--agents", str(options.small), "--steps", "60", "--seed", "4"]
-        for name, more in (("plain", []), ("device", ["--device", options.device])):
-            began = time.perf_counter()
-            done = _lpm(*asked, *more, "--out", f"{folder}/{name}")
-            found[name] = {"rc": done.returncode, "seconds": round(time.perf_counter() - began, 1)}
-            if done.returncode:
-                found[name]["errors"] = done.stderr[-1500:]
-                return found
+        if not _side_by_side(folder, asked, {"plain": [], "device": ["--device", options.device]}, found):
+            return found
         record = json.loads((Path(folder) / "device" / "run.json").read_text())
         found["executor"], found["recorded_device"] = record["executor"], record["device"]
         words = Path(f"{folder}/plain/words.npy").read_bytes()
@@ -297,16 +304,13 @@ def calibration(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         asked = ["calibrate", CITY, "--agents", str(options.small), "--iterations", "3", "--seed", "4"]
-        for name, more in (("device", ["--device", options.device]), ("cpu", ["--gradient", "fd"])):
-            began = time.perf_counter()
-            done = _lpm(*asked, *more, "--out", f"{folder}/{name}")
-            found[name] = {"rc": done.returncode, "seconds": round(time.perf_counter() - began, 1)}
-            if done.returncode:
-                found[name]["errors"] = done.stderr[-1500:]
-                return found
+        ways = {"device": ["--device", options.device], "cpu": ["--gradient", "fd"]}
+        if not _side_by_side(folder, asked, ways, found):
+            return found
+        for name in ways:
             found[name]["device"] = json.loads(Path(f"{folder}/{name}/run.json").read_text())["device"]
-        drawn = [Path(f"{folder}/{name}/posterior.parquet").read_bytes() for name in ("device", "cpu")]
-        found["same_bits"] = drawn[0] == drawn[1]
+        drawn = {Path(f"{folder}/{name}/posterior.parquet").read_bytes() for name in ways}
+        found["same_bits"] = len(drawn) == 1
     return found
 
 

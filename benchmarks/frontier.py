@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import matplotlib
 import numpy as np
 import torch
+from accuracy import cumulative, distance, measure
 from numpy.typing import NDArray
 
 import lpm
@@ -50,8 +50,6 @@ SLOW = {"score": 3, "st-gumbel": 8}
 """Most runs of estimators that cost much or whose error is far beyond any bar."""
 EXACT, MORE = ("dense graph, degree 40", "city alone"), 10
 """Cases whose bars are so low that they take ten times as many runs, and a reference of four times as many."""
-CLEAR = 5.0
-"""Standard errors by which a reference differs from 0 where its sign counts."""
 
 _BOUNDS = (0.0, 5.0)
 _HOUSEHOLD_SIZES = (0.31, 0.28, 0.16, 0.14, 0.07, 0.04)
@@ -206,20 +204,13 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def cumulative(model: lpm.Model, theta: NDArray[np.float64], estimator: str, seed: int, **more: Any) -> Any:
-    """Derivatives of cumulative infections [days, P]."""
-    found = evaluate(model, theta, estimator=estimator, steps=DAYS, seed=seed, **more).derivative
-    assert found is not None
-    return np.cumsum(found[:, 0, 0], axis=0)
-
-
 def reference(
     model: lpm.Model, theta: NDArray[np.float64], runs: int, advance: Callable[[str], None]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard error [days, P] of central differences."""
     rows = []
     for seed in range(runs):
-        rows.append(cumulative(model, theta, "fd", 10**6 + seed, step=REFERENCE_STEP))
+        rows.append(cumulative(model, theta, "fd", DAYS, 10**6 + seed, step=REFERENCE_STEP))
         advance("reference")
     return np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1) / np.sqrt(runs)
 
@@ -245,32 +236,16 @@ def judge(
     advance: Callable[[str], None],
 ) -> dict[str, Any]:
     """Error, noise and cost of one estimator on one model."""
-    name, rows, took = estimator.partition(",")[0], [], {"": 0.0, "plain": 0.0}
-    cumulative(model, theta, name, 1)  # compiles
-    for seed in range(seeds):
-        began = time.process_time()
-        evaluate(model, theta, estimator="none", steps=DAYS, seed=seed)
-        between = time.process_time()
-        rows.append(cumulative(model, theta, name, seed))
-        took["plain"] += between - began
-        took[""] += time.process_time() - between
-        advance(estimator)
-    own, (mean, error) = np.array(rows), known
-    size = np.abs(mean).sum(axis=0)
-    own_error = own.std(axis=0, ddof=1) / np.sqrt(seeds)
-    both = np.hypot(own_error, error)
-    wrong = (np.abs(mean) > CLEAR * both) & (np.sign(own.mean(axis=0)) != np.sign(mean))
-    names = [each.name for each in model.parameters]
-    sd = own.std(axis=0, ddof=1).sum(axis=0) / size
-    cost = took[""] / took["plain"]
+    rows, cost = measure(model, theta, estimator.partition(",")[0], DAYS, range(seeds), lambda: advance(estimator))
+    found, names = distance(rows, *known), [each.name for each in model.parameters]
     return {
         "runs": seeds,
-        "relative_l1": _named(names, np.abs(own.mean(axis=0) - mean).sum(axis=0) / size),
-        "standard_error": _named(names, both.sum(axis=0) / size),
-        "sd_of_a_run": _named(names, sd),
-        "wrong_signs": int(wrong.sum()),
+        "relative_l1": _named(names, found.relative_l1),
+        "standard_error": _named(names, found.both_errors),
+        "sd_of_a_run": _named(names, found.sd),
+        "wrong_signs": int(found.wrong_signs.sum()),
         "cost": round(cost, 2),
-        "effort": round(cost * float(np.mean(sd**2)), 4),
+        "effort": round(cost * float(np.mean(found.sd**2)), 4),
     }
 
 
@@ -333,7 +308,7 @@ def write(found: dict[str, Any]) -> None:
 
 
 def draw(found: dict[str, Any]) -> None:
-    """Error against effort, a panel for each case."""
+    """Error against cost, a panel for each case."""
     shown = [case for case in CASES if case in found]
     figure, axes = plt.subplots(3, 3, figsize=(11, 9), layout="constrained", sharex=True, sharey=True)
     colours = dict(zip(ESTIMATORS, ("C0", "C1", "C2", "C8", "C3", "C4"), strict=True))

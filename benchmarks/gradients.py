@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from accuracy import distance, measure  # noqa: E402
+
 import lpm  # noqa: E402
 from lpm import console  # noqa: E402
-from lpm.estimators import evaluate  # noqa: E402
 from tests.test_gradients import _published  # noqa: E402
 
 FIGURES = ROOT / "benchmarks" / "figures" / "gradients.json"
@@ -47,45 +47,33 @@ def main() -> None:
         model = lpm.Model(model.population, linear, model.protocols, outputs=model.outputs)
     columns = [known["parameters"].index(parameter.name) for parameter in model.parameters]
     theta = np.array([[case["theta"][column] for column in columns]])
-    took = {"none": 0.0, arguments.estimator: 0.0}
-    rows = []
-    for estimator in took:
-        evaluate(model, theta, estimator=estimator, steps=2, seed=0)  # compiles
     with console.progress(arguments.case, arguments.seeds) as advance:
-        for seed in range(arguments.seeds):
-            for estimator in took:
-                began = time.process_time()
-                result = evaluate(model, theta, estimator=estimator, steps=case["days"], seed=50_000 + seed)
-                took[estimator] += time.process_time() - began
-            assert result.derivative is not None
-            rows.append(np.cumsum(result.derivative[:, 0, 0], axis=0))
-            advance()
-    own, reference = np.array(rows), np.array(case["gradient"])[1:, columns]
-    size, error = np.abs(reference).sum(0), own.std(0, ddof=1) / np.sqrt(len(own))
-    spread = np.hypot(error, np.array(case["standard_error"])[1:, columns])
-    clear = np.abs(reference) > 5 * spread
+        seeds = range(50_000, 50_000 + arguments.seeds)
+        own, cost = measure(model, theta, arguments.estimator, case["days"], seeds, advance)
+    reference, error = (np.array(case[name])[1:, columns] for name in ("gradient", "standard_error"))
+    found = distance(own, reference, error)
     row: dict[str, object] = {
         "case": arguments.case,
         "label": case["label"],
         "estimator": arguments.estimator + (" (one layer)" if arguments.one_layer else ""),
         "seeds": arguments.seeds,
-        "cost": round(took[arguments.estimator] / took["none"], 1),
+        "cost": round(cost, 1),
         "parameters": {},
     }
     by_parameter: dict[str, dict[str, float]] = {}
     for k, parameter in enumerate(model.parameters):
-        if size[k] > 0:
+        if np.abs(reference[:, k]).sum() > 0:
             by_parameter[parameter.name] = {
-                "relative_l1": round(float(np.abs(own.mean(0) - reference)[:, k].sum() / size[k]), 4),
-                "standard_error": round(float(error[:, k].sum() / size[k]), 4),
-                "reference_error": round(float(np.array(case["standard_error"])[1:, columns[k]].sum() / size[k]), 4),
-                "sd_of_a_run": round(float(own.std(0, ddof=1)[:, k].sum() / size[k]), 3),
-                "wrong_signs": int((np.sign(own.mean(0)) != np.sign(reference))[clear[:, k], k].sum()),
+                "relative_l1": round(float(found.relative_l1[k]), 4),
+                "standard_error": round(float(found.own_error[k]), 4),
+                "reference_error": round(float(found.reference_error[k]), 4),
+                "sd_of_a_run": round(float(found.sd[k]), 3),
+                "wrong_signs": int(found.wrong_signs[k]),
             }
     row["parameters"] = by_parameter
-    found = json.loads(FIGURES.read_text()) if FIGURES.exists() else []
-    found = [each for each in found if (each["case"], each["estimator"]) != (row["case"], row["estimator"])]
-    FIGURES.write_text(json.dumps([*found, row], indent=1) + "\n")
+    kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else []
+    kept = [each for each in kept if (each["case"], each["estimator"]) != (row["case"], row["estimator"])]
+    FIGURES.write_text(json.dumps([*kept, row], indent=1) + "\n")
     console.note(json.dumps(row))
 
 
