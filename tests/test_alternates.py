@@ -10,6 +10,8 @@ import pytest
 import lpm
 from lpm.errors import InputError
 from lpm.estimators import evaluate
+from lpm.kernels.alternates import _Clusters
+from lpm.kernels.clusters import SELDOM, SMALLEST, chance
 from lpm.simulation import run
 from tests import models
 from tests.test_gradients import _fraction, _households, _published, _slopes
@@ -38,6 +40,30 @@ def test_the_order_of_agents_does_not_matter():
     for model in (models.town(400), models.town(400, order=order)):
         rows.append(run(model, _theta(model), steps=20, seed=3, derivative="alternates").tangents)
     np.testing.assert_allclose(*rows, rtol=1e-7, atol=1e-7)
+
+
+def test_no_flip_is_sifted_out(monkeypatch):
+    """The byte of a cell bounds what its people may decide or offer: reading everybody in full finds nothing more."""
+    model = models.town(3_000)
+    theta = _theta(model)
+    sifted = run(model, theta, steps=25, seed=3, derivative="alternates")
+    day = _Clusters._day
+
+    def in_full(*args):
+        found = day(*args)
+        return found._replace(code=np.full_like(found.code, 255))
+
+    monkeypatch.setattr(_Clusters, "_day", in_full)
+    full = run(model, theta, steps=25, seed=3, derivative="alternates")
+    assert np.array_equal(sifted.words, full.words) and np.array_equal(sifted.tangents, full.tangents)
+
+
+def test_a_flip_is_of_the_size_of_an_event_unless_that_is_seldom():
+    masses = np.array([0.0, 1e-5, 1e-4, 1e-3, SELDOM, 0.1, 1.0])
+    chances = np.array([chance(mass) for mass in masses])
+    np.testing.assert_allclose(chances, [0.0, 2e-4, 2e-3, SELDOM, SELDOM, 0.1, 1.0])
+    sizes = masses[1:] / chances[1:]
+    assert (sizes >= SMALLEST - 1e-12).all() and (sizes <= 1.0).all()
 
 
 @pytest.mark.parametrize("size", [2, 4, 5])

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
-from lpm.kernels.clusters import Day, Frame
+from lpm.kernels.clusters import Day, Frame, Heard
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.frames import clear_slots, make_flips, make_frame, make_fresh, make_ranges, make_share, make_slots
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode, hazards
@@ -46,6 +46,11 @@ LARGEST = 100
 
 _KEPT = ("weight", "excess", "status", "seed", "imported")
 """What a slot that holds somebody takes into the next step, besides its list and its links."""
+
+_TOP = 0.5
+"""Hazards up to this and their windows have bytes that tell them apart."""
+
+_chance = np.vectorize(clusters.chance.py_func, otypes=[np.float64])
 
 _STEEP = 0.95
 """Probability of leaving beyond which a flip withholds the exit rather than adds one."""
@@ -134,9 +139,11 @@ class Alternates:
         bounds = []
         for lane in range(lanes):
             room = changed[lane * agents : (lane + 1) * agents]
-            after[:, lane], flows[..., lane], found = mine.advance(
+            into = after[:, 0] if lanes == 1 else np.empty(agents, dtype=np.int8)
+            flows[..., lane], found = mine.advance(
                 lane,
                 np.ascontiguousarray(stage[:, lane]),
+                into,
                 tables,
                 [total[:, lane] for total in totals],
                 shared,
@@ -144,6 +151,8 @@ class Alternates:
                 _address(tables.uniform),
                 room,
             )
+            if lanes > 1:
+                after[:, lane] = into
             for low, high in found:
                 if lanes > 1:
                     room[low:high] = room[low:high] * lanes + lane
@@ -195,6 +204,7 @@ class _Clusters:
         self.alternative = [np.empty(0, dtype=np.int8) for _ in range(lanes)]
         self.ends = [np.zeros(self.threads, dtype=np.int64) for _ in range(lanes)]
         self.limits = [np.zeros(self.threads, dtype=np.int64) for _ in range(lanes)]
+        self.heard: list[Heard | None] = [None for _ in range(lanes)]
         self.tapes: dict[int, adjoint.Tape] = {}
         self.flow = np.zeros((len(spec.edges), spec.class_count, lanes, parameters))
         self.count = np.zeros((len(spec.stages), spec.class_count, lanes, parameters))
@@ -206,7 +216,7 @@ class _Clusters:
         self.flips = make_flips(agents, self.threads)
         self.fresh = make_fresh(agents * int(self.frame.width.sum()), self.threads)
         strength = float(np.outer(self.frame.infection_scale, spec.susceptibility).max(initial=0.0))
-        self.unit = 2.0 / 254.0 / (strength or 1.0)
+        self.unit = _TOP / 254.0 / (strength or 1.0)
         self.shared_out = [False for _ in spec.networks]
         self._left: dict[int, tuple[Any, Any, Any]] = {}
 
@@ -240,7 +250,8 @@ class _Clusters:
         if rest <= 0.0:
             return
         mass = begun / rest
-        width = np.minimum(mass / clusters.FLOOR, 1.0) * rest
+        # Once a run: as many as may be.
+        width = np.minimum(mass / clusters.SMALLEST, 1.0) * rest
         if width.sum() > rest:
             width *= rest / width.sum()
         window = np.floor(np.cumsum([ends[-1], *width]) * 2.0**32).astype(np.int64)
@@ -305,9 +316,29 @@ class _Clusters:
         in_turn(evolution.resolve, stage, after)
         if slots.link.shape[1]:
             each(evolution.link, slots, flips, fresh)
-        each(evolution.survey, after, frame, slots, *lists)
+        self._survey(lane, after)
         self.flow[:, :, lane] = flow.sum(axis=0)
         self.count[:, :, lane] += count.sum(axis=0)
+
+    def _survey(self, lane: int, stage: NDArray[np.int8]) -> Heard:
+        """What the alternatives of a lane hold, and what large networks hear of them."""
+        slots, parts = self.slots[lane], list(zip(self.low, self.high, strict=True))
+        ends = np.cumsum([sum(int(slots.held[a:b].sum()) for a, b in zip(*part, strict=True)) for part in parts])
+        room = int(ends[-1])
+        heard = Heard(
+            np.empty(room, dtype=np.int32),
+            np.empty(room, dtype=np.int32),
+            np.empty(room, dtype=np.int8),
+            np.zeros((self.threads, len(self.frame.network), 2), dtype=np.int64),
+        )
+        common = (stage, self.frame, slots, self.member[lane], self.alternative[lane], heard)
+        jobs = [
+            partial(evolution.survey, t, begin, *part, *common)
+            for t, (begin, part) in enumerate(zip([0, *ends], parts, strict=False))
+        ]
+        share_out(jobs, self.threads)
+        self.heard[lane] = heard
+        return heard
 
     def _make_room(self, lane: int) -> list[NDArray[np.float64]]:
         """Room for all that the offers of this step may add to the lists; returns that for weights that move."""
@@ -345,18 +376,20 @@ class _Clusters:
         self,
         lane: int,
         stage: NDArray[np.int8],
+        after: NDArray[np.int8],
         tables: Tables,
         totals: Sequence[NDArray[np.int64]],
         shared: Mapping[str, Tensor],
         slopes: Slopes,
         address: NDArray[np.uint64],
         changed: NDArray[np.int64],
-    ) -> tuple[NDArray[np.int8], NDArray[np.int64], list[tuple[int, int]]]:
+    ) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
         """One step of one lane.
 
         Args:
             lane: which.
             stage: [agents].
+            after: receives the stages after it [agents].
             tables: what the contagion is told.
             totals: infectivity words of each network [cells].
             shared: opened sums of shared networks.
@@ -365,11 +398,10 @@ class _Clusters:
             changed: receives who moves [agents].
 
         Returns:
-            the stages after it, the transitions [E, C], and begins and ends of what was written to `changed`.
+            the transitions [E, C], and begins and ends of what was written to `changed`.
         """
         spec = self.spec
         day = self._day(lane, stage, tables, totals, shared, slopes, address)
-        after = np.empty_like(stage)
         flows = np.zeros((self.threads, len(spec.edges), spec.class_count), dtype=np.int64)
         edge = [int(cut) for cut in np.linspace(0, stage.size, self.threads + 1)]
         cuts = [
@@ -394,7 +426,7 @@ class _Clusters:
         ]
         ends = share_out(cuts, self.threads)
         self._settle(lane, stage, after, day)
-        return after, flows.sum(axis=0), list(zip(edge[:-1], ends, strict=True))
+        return flows.sum(axis=0), list(zip(edge[:-1], ends, strict=True))
 
     def _day(
         self,
@@ -411,11 +443,12 @@ class _Clusters:
         linear = np.zeros((sum(spec.networks[k].cells for k in self.linear), self.parameters + 1))
         factor = np.empty(len(spec.networks))
         factor_dot = np.empty((len(spec.networks), self.parameters))
+        heard = self.heard[lane] or self._survey(lane, stage)
         jobs: list[Callable[[], Any]] = []
 
         def encode(k: int, place: Network, size: Tensor | None, here: slice) -> None:
             """A linear network: the derivatives of its sums, and what they make of its hazard."""
-            sums = slopes.sums[place.name][:, lane] if place.shared else self._sums(lane, k, stage)
+            sums = slopes.sums[place.name][:, lane] if place.shared else self._sums(lane, k, stage, heard)
             total = shared[place.name][:, lane] if place.shared else decode(torch.from_numpy(totals[k]))
             self.pressure[here] = hazards(place, total[:, None], size, one)[:, 0].numpy()
             rows = linear[int(frame.first_linear[k]) :][: place.cells]
@@ -458,6 +491,7 @@ class _Clusters:
         share_out(jobs, self.threads)
         exits, window, weight = self._exits(lane, tables, slopes)
         limit = np.maximum(exits.max(axis=1, initial=0), window.max(axis=1, initial=0))
+        limit[list(spec.infection)] = int(clusters.SELDOM * 2.0**32) + 1
         reach = np.outer(frame.infection_scale, spec.susceptibility).reshape(-1) * (self.unit * MARGIN)
         return Day(
             self.pressure,
@@ -499,7 +533,7 @@ class _Clusters:
             withheld = (self.frame.advance[s, : len(edges), None] == 0) | (rest < 1.0 - _STEEP)
             # Windows of the exits that may be added share the words of those who stay.
             safe = np.where(rest > 0, rest, 1.0)
-            width = np.where(withheld, 0.0, np.minimum(chance / safe / clusters.FLOOR, 1.0) * rest)
+            width = np.where(withheld, 0.0, np.minimum(_chance(chance / safe), 1.0) * rest)
             total = width.sum(axis=0)
             width = width * np.where(total > rest, rest / np.where(total > 0, total, 1.0), 1.0)
             ends = np.floor((table[-1] + np.cumsum(width, axis=0)) * 2.0**32).astype(np.int64)
@@ -513,17 +547,20 @@ class _Clusters:
 
     def sums(self, network: int, stage: NDArray[np.int8]) -> NDArray[np.float64]:
         """Tangents and reference of the infectivity sums [cells, lanes, P + 1]."""
-        columns = [self._sums(lane, network, np.ascontiguousarray(stage[:, lane])) for lane in range(len(self.slots))]
+        columns = []
+        for lane in range(len(self.slots)):
+            now = np.ascontiguousarray(stage[:, lane])
+            columns.append(self._sums(lane, network, now, self.heard[lane] or self._survey(lane, now)))
         return np.stack(columns, axis=1)
 
-    def _sums(self, lane: int, network: int, stage: NDArray[np.int8]) -> NDArray[np.float64]:
+    def _sums(self, lane: int, network: int, stage: NDArray[np.int8], heard: Heard) -> NDArray[np.float64]:
         place = self.spec.networks[network]
         total = np.zeros((place.cells, self.parameters + 1))
-        held = (stage, self.frame, self.slots[lane], self.member[lane], self.alternative[lane], network)
         if isinstance(place, Edges):
-            evolution.scatter_edges(*held, *place.readers_by_source, total)
+            readers = place.readers_by_source
+            evolution.scatter_edges(stage, self.frame, self.slots[lane].weight, heard, network, *readers, total)
         else:
-            evolution.scatter_groups(*held, total)
+            evolution.scatter_groups(stage, self.frame, self.slots[lane].weight, heard, network, total)
         return total
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
@@ -562,6 +599,7 @@ class _Clusters:
             self.alternative[lane] = found[f"{lane}:alternative"].copy()
             # Whoever goes on may have other threads: the lists are copied before anything is added.
             self.ends[lane][:], self.limits[lane][:] = self.member[lane].size, 0
+            self.heard[lane] = None
 
     def clear(self) -> None:
         """Without alternatives, as at the start, in the same memory."""
@@ -569,6 +607,7 @@ class _Clusters:
             clear_slots(slots)
             self.member[lane], self.alternative[lane] = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int8)
             self.ends[lane][:], self.limits[lane][:] = 0, 0
+            self.heard[lane] = None
         self.flow[:], self.count[:] = 0.0, 0.0
 
 

@@ -2,7 +2,9 @@
 
 Only agents near an infection cost more than a plain day. An agent's decision word says "yes" below its probability p;
 the words just above it, a window of q, offer the flip "infected after all" with weight ṗ/q. So the dense loop reads
-tables of bytes as a plain one does (`lpm.kernels.cpu`) and merely compares with a larger bound.
+tables of bytes as a plain one does (`lpm.kernels.cpu`) and merely compares with a larger bound. The window is as wide
+as the flip's mass: about as many flips are offered as events happen, each of the size of one. Only where that is
+seldom, early in an epidemic, when every event weighs much, are more and smaller ones offered (`chance`).
 
 Only alternatives in which something may happen cost anything. Most of those held late in an epidemic are settled: who
 differs has nothing left to decide and infects nobody, here or in truth. A slot's status says so, in one byte; a settled
@@ -27,23 +29,25 @@ from lpm.philox import word
 
 __all__ = [
     "BARE",
-    "FLOOR",
     "GONE",
-    "HEARD",
     "LIVE",
     "NOBODY",
     "OLD",
     "RUNS",
     "SCALE",
+    "SELDOM",
     "SHORTEST",
+    "SMALLEST",
     "TOUCHED",
     "Day",
     "Flips",
     "Floats",
     "Frame",
     "Fresh",
+    "Heard",
     "Ints",
     "Slots",
+    "chance",
     "compete",
     "key_of",
     "layer_of",
@@ -53,16 +57,19 @@ __all__ = [
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-FLOOR = 0.05
-"""Smallest size of an offered flip: a smaller one, n, is offered with probability n/FLOOR at 1/that weight."""
+SMALLEST = 0.05
+"""Smallest size of an offered flip, unless every one is offered."""
+
+SELDOM = 0.005
+"""Flips are offered in the size of one event where that makes more of them than this, by agent and day."""
 
 SCALE = 4294967296.0
 GONE, NOBODY, OLD = -3, -2, -1
 """Who wins a slot besides the offers, which are numbered from 0: the alternative ends, nothing competes, it goes on."""
 
-LIVE, TOUCHED, HEARD = np.uint8(1), np.uint8(2), np.uint8(4)
-"""Status of a slot: somebody who differs may move or infect; somebody moved or competes in this step; somebody who
-differs infects, in the alternative or in truth."""
+LIVE, TOUCHED = np.uint8(1), np.uint8(2)
+"""Status of a slot: somebody who differs may move, or infects, in the alternative or in truth; somebody moved or
+competes in this step."""
 
 RUNS, SHORTEST = 16, 1 << 12
 """The slots of a layer are cut into at most so many runs, of at least so many slots; sums are kept by run."""
@@ -160,7 +167,7 @@ class Slots(NamedTuple):
     Attributes:
         weight: by parameter, the reference last [slots, P + 1].
         excess: infectivity in the own layer less the actual one [slots].
-        status: see `LIVE`, `TOUCHED` and `HEARD` [slots].
+        status: see `LIVE` and `TOUCHED` [slots].
         first: where the list of differing agents begins, or −1 if it never had one [slots].
         held: how many they are; 0 for an empty slot [slots].
         seed: the agent it began with, or −1 [slots].
@@ -228,11 +235,33 @@ class Fresh(NamedTuple):
     span: Ints
 
 
+class Heard(NamedTuple):
+    """Differences that count and that large networks may hear of: what their sums are made of.
+
+    Attributes:
+        slot: where [heard].
+        agent: who [heard].
+        stage: the alternative one [heard].
+        span: begin and end of those that each thread found in each layer [threads, layers, 2].
+    """
+
+    slot: NDArray[np.int32]
+    agent: NDArray[np.int32]
+    stage: NDArray[np.int8]
+    span: Ints
+
+
 BARE = {"nogil": True, "cache": True, "_nrt": False}
 """How loops are compiled that make no array: without counting references, where threads would wait for each other."""
 
 # Functions that run once per slot or agent take arrays, not the tuples above: where references are counted, a call
 # counts those of every array of a tuple, which costs more than what the function does.
+
+
+@nb.njit(**BARE, inline="always")
+def chance(mass: float) -> float:
+    """Probability with which a flip of some mass, |derivative of a probability|, is offered; its weight is over it."""
+    return max(mass, min(mass / SMALLEST, SELDOM))
 
 
 @nb.njit(**BARE, inline="always")

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from lpm.kernels.clusters import (
     BARE,
     GONE,
-    HEARD,
     LIVE,
     NOBODY,
     OLD,
@@ -20,6 +19,7 @@ from lpm.kernels.clusters import (
     Floats,
     Frame,
     Fresh,
+    Heard,
     Ints,
     Slots,
     compete,
@@ -46,13 +46,13 @@ def _identity(first_id: np.uint64, ids: NDArray[np.uint64], i: int) -> np.uint64
     return ids[i] if ids.shape[0] > 0 else first_id + np.uint64(i)
 
 
-@nb.njit(**BARE)
+@nb.njit(**BARE, inline="always")
 def _add(to: Floats, run: int, row: int, c: int, weight: Floats, q: int, by: float) -> None:
     for k in range(to.shape[3]):
         to[run, row, c, k] += by * weight[q, k]
 
 
-@nb.njit(**BARE)
+@nb.njit(**BARE, inline="always")
 def _move(
     edge_of: Ints,
     flow: Floats,
@@ -66,13 +66,12 @@ def _move(
     by: float,
 ) -> None:
     """Count a transition of somebody who differs, or take away the one that they don't make."""
-    if source == to:
-        return
-    e = edge_of[source, to]
-    if e >= 0:
-        _add(flow, run, e, c, weight, q, by)
-    _add(count, run, to, c, weight, q, by)
-    _add(count, run, source, c, weight, q, -by)
+    if source != to:
+        e = edge_of[source, to]
+        if e >= 0:
+            _add(flow, run, e, c, weight, q, by)
+        _add(count, run, to, c, weight, q, by)
+        _add(count, run, source, c, weight, q, -by)
 
 
 @nb.njit(**BARE)
@@ -176,10 +175,12 @@ def evolve(
 
     run_of, runs, taken = frame.run, 0, 0
     for layer in range(layers):
+        run, end_of_run = runs, first_slot[layer] + run_of[layer]
         for q in range(low[layer], high[layer]):
             if status[q] == 0:
                 continue
-            run = runs + (q - first_slot[layer]) // run_of[layer]
+            while q >= end_of_run:
+                run, end_of_run = run + 1, end_of_run + run_of[layer]
             uncounted = uncounted_seed(seed[q], imported[q], layer)
             begin, end = first[q], first[q]
             smallest = np.int64(-1)
@@ -323,11 +324,13 @@ def resolve(
     many, others, direct = classes.shape[0] > 0, source.shape[1], flips.agent.shape[0]
     run_of, runs, taken = frame.run, 0, 0
     for layer in range(layers):
+        run, end_of_run = runs, first_slot[layer] + run_of[layer]
         for q in range(low[layer], high[layer]):
             if status[q] == 0:
                 continue
+            while q >= end_of_run:
+                run, end_of_run = run + 1, end_of_run + run_of[layer]
             w = winner[q]
-            run = runs + (q - first_slot[layer]) // run_of[layer]
             if w == OLD and total[q] == 0.0:
                 continue
             # What the slot holds counts with another weight, or no longer.
@@ -438,6 +441,8 @@ def link(low: Ints, high: Ints, slots: Slots, flips: Flips, fresh: Fresh) -> Non
 
 @nb.njit(**BARE)
 def survey(
+    part: int,
+    begin: int,
     low: Ints,
     high: Ints,
     after: NDArray[np.int8],
@@ -445,12 +450,29 @@ def survey(
     slots: Slots,
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
+    found: Heard,
 ) -> None:
-    """What the alternatives hold after the step: their infectivity, and whether anything is still to come."""
+    """What the alternatives hold after the step: their infectivity, and whether anything is still to come.
+
+    Args:
+        part: number of the thread.
+        begin: where it writes to `found`.
+        low: first slot of each layer [layers].
+        high: end of the slots of each layer [layers].
+        after: stages after the step [agents].
+        frame: the run's.
+        slots: their `excess` and `status` are changed, and nothing competes any more.
+        member: lists of who differs.
+        alternative: where they are.
+        found: receives what large networks hear of.
+    """
     first, held, excess, status = slots.first, slots.held, slots.excess, slots.status
+    seed, imported = slots.seed, slots.imported
     infectivity, busy, loud = frame.infectivity, frame.busy, frame.loud
+    end = begin
     for layer in range(low.shape[0]):
         n = frame.network[layer]
+        found.span[part, layer, 0] = end
         for q in range(low[layer], high[layer]):
             if status[q] == 0:
                 continue
@@ -458,15 +480,20 @@ def survey(
             slots.best[q] = np.inf
             slots.winner[q] = NOBODY
             more = 0.0
-            alive, heard = False, False
+            alive = False
+            uncounted = uncounted_seed(seed[q], imported[q], layer)
             for m in range(first[q], first[q] + held[q]):
                 i, s = member[m], alternative[m]
-                heard = heard or loud[s] == 1 or loud[after[i]] == 1
-                alive = alive or busy[s] == 1
+                heard = loud[s] == 1 or loud[after[i]] == 1
+                alive = alive or heard or busy[s] == 1
                 if n >= 0:
                     more += infectivity[n, s] - infectivity[n, after[i]]
+                if heard and i != uncounted:
+                    found.slot[end], found.agent[end], found.stage[end] = q, i, s
+                    end += 1
             excess[q] = more
-            status[q] = LIVE | HEARD if heard else LIVE if alive else np.uint8(0)
+            status[q] = LIVE if alive else np.uint8(0)
+        found.span[part, layer, 1] = end
 
 
 @nb.njit(**BARE)
@@ -497,27 +524,17 @@ def pack(
 
 @nb.njit(**BARE)
 def scatter_groups(
-    stage: NDArray[np.int8],
-    frame: Frame,
-    slots: Slots,
-    member: NDArray[np.int32],
-    alternative: NDArray[np.int8],
-    n: int,
-    total: Floats,
+    stage: NDArray[np.int8], frame: Frame, weight: Floats, heard: Heard, n: int, total: Floats
 ) -> None:
     """Derivatives and reference of a linear network's infectivity sums [cells, P + 1]."""
-    first, held, infectivity, first_slot = slots.first, slots.held, frame.infectivity, frame.first_slot
-    seed, imported, weight, status = slots.seed, slots.imported, slots.weight, slots.status
-    cells, begin = frame.cells, frame.first_cell[n]
-    for layer in range(frame.network.shape[0]):
-        for q in range(first_slot[layer], first_slot[layer + 1]):
-            if status[q] & HEARD == 0:
-                continue
-            uncounted = uncounted_seed(seed[q], imported[q], layer)
-            for m in range(first[q], first[q] + held[q]):
-                i = member[m]
-                d = infectivity[n, alternative[m]] - infectivity[n, stage[i]]
-                if d != 0.0 and i != uncounted:
+    infectivity, cells, begin = frame.infectivity, frame.cells, frame.first_cell[n]
+    slot, agent, alternative, span = heard.slot, heard.agent, heard.stage, heard.span
+    for layer in range(span.shape[1]):
+        for part in range(span.shape[0]):
+            for k in range(span[part, layer, 0], span[part, layer, 1]):
+                i, q = agent[k], slot[k]
+                d = infectivity[n, alternative[k]] - infectivity[n, stage[i]]
+                if d != 0.0:
                     cell = cells[i, n] - begin
                     for x in range(total.shape[1]):
                         total[cell, x] += d * weight[q, x]
@@ -527,26 +544,22 @@ def scatter_groups(
 def scatter_edges(
     stage: NDArray[np.int8],
     frame: Frame,
-    slots: Slots,
-    member: NDArray[np.int32],
-    alternative: NDArray[np.int8],
+    weight: Floats,
+    heard: Heard,
     n: int,
     offsets: Ints,
     readers: Ints,
     total: Floats,
 ) -> None:
     """The same for edges: everybody who reads a differing agent."""
-    first, held, infectivity, first_slot = slots.first, slots.held, frame.infectivity, frame.first_slot
-    seed, imported, weight, status = slots.seed, slots.imported, slots.weight, slots.status
-    for layer in range(frame.network.shape[0]):
-        for q in range(first_slot[layer], first_slot[layer + 1]):
-            if status[q] & HEARD == 0:
-                continue
-            uncounted = uncounted_seed(seed[q], imported[q], layer)
-            for m in range(first[q], first[q] + held[q]):
-                i = member[m]
-                d = infectivity[n, alternative[m]] - infectivity[n, stage[i]]
-                if d != 0.0 and i != uncounted:
+    infectivity = frame.infectivity
+    slot, agent, alternative, span = heard.slot, heard.agent, heard.stage, heard.span
+    for layer in range(span.shape[1]):
+        for part in range(span.shape[0]):
+            for k in range(span[part, layer, 0], span[part, layer, 1]):
+                i, q = agent[k], slot[k]
+                d = infectivity[n, alternative[k]] - infectivity[n, stage[i]]
+                if d != 0.0:
                     for e in range(offsets[i], offsets[i + 1]):
                         for x in range(total.shape[1]):
                             total[readers[e], x] += d * weight[q, x]

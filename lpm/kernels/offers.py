@@ -6,7 +6,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.clusters import FLOOR, SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots
+from lpm.kernels.clusters import SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots, chance
 from lpm.kernels.cpu import _byte
 from lpm.kernels.decisions import hazard_of, one_minus_exp
 from lpm.philox import draw
@@ -14,8 +14,8 @@ from lpm.philox import draw
 __all__ = ["decide_start", "encode_layer", "encode_linear", "step"]
 
 _CHUNK = 4096
-_BEYOND = 1.0 + 1.0 / FLOOR
-"""How far the window of a flip may reach, as a multiple of the hazard."""
+_BEYOND = 2.0
+"""How far the window of a flip may reach, as a multiple of the hazard, unless it is offered seldom (`Day.base`)."""
 
 
 @nb.njit(nogil=True, cache=True)
@@ -68,7 +68,7 @@ def encode_linear(pressure: Floats, factor: float, moved: Floats, unit: float, c
     """The same bound in the cells of a linear network, whose hazard has derivatives `moved` [cells, P + 1]."""
     last = moved.shape[1] - 1
     for g in range(pressure.shape[0]):
-        code[g] = _byte(factor * pressure[g] * _BEYOND + abs(moved[g, last]) / FLOOR, unit)
+        code[g] = _byte(factor * pressure[g] * _BEYOND + abs(moved[g, last]), unit)
 
 
 @nb.njit(nogil=True, cache=True, inline="always")
@@ -157,6 +157,7 @@ def step(
     bound = np.empty(_CHUNK, dtype=np.int32)
     row = np.empty(_CHUNK, dtype=np.int32)
     maybe = np.empty(_CHUNK + 1, dtype=np.int32)
+    hazard, moved, chances = np.empty(_CHUNK), np.empty(_CHUNK), np.empty(_CHUNK)
     c3 = address[1] << np.uint64(16)
     end, flip, new = low, low, low * each
     for start in range(low, high, _CHUNK):
@@ -184,6 +185,21 @@ def step(
             found += (np.float64(drawn_words[offset + j]) < base[r] + bound[j] * reach[r]) | (
                 (bound[j] >= 255) & (reach[r] > 0.0)
             )
+        # In loops of their own, which run on whole vectors.
+        hazard[:found] = 0.0
+        moved[:found] = 0.0
+        for n in range(networks):
+            by = factor[n]
+            for m in range(found):
+                hazard[m] = hazard[m] + by * pressure[cells[start + maybe[m], n]]
+            if layer_number[n] < 0:
+                shift = first_linear[n] - first_cell[n]
+                for m in range(found):
+                    moved[m] += linear[cells[start + maybe[m], n] + shift, last]
+        for m in range(found):
+            i = start + maybe[m]
+            total = hazard[m] * susceptibility[np.int64(classes[i]) if many else 0]
+            chances[m] = one_minus_exp(total * infection_scale[stage[i]])
         for m in range(found):
             j = maybe[m]
             i = start + j
@@ -192,16 +208,7 @@ def step(
             drawn = np.int64(drawn_words[offset + j])
             edge = -1
             if infection_edge[s] >= 0:
-                base_hazard, reference = 0.0, 0.0
-                for n in range(networks):
-                    g = cells[i, n]
-                    base_hazard = base_hazard + factor[n] * pressure[g]
-                    if layer_number[n] < 0:
-                        reference += linear[g - first_cell[n] + first_linear[n], last]
-                scale = infection_scale[s]
-                total = base_hazard * susceptibility[c]
-                total = total * scale
-                p = one_minus_exp(total)
+                scale, p = infection_scale[s], chances[m]
                 limit = np.int64(np.floor(p * SCALE))
                 yes = drawn < limit
                 to = target[infection_edge[s]]
@@ -209,10 +216,10 @@ def step(
                     edge = infection_edge[s]
                 elif p < 1.0:
                     # d ln(1 − p) by the reference direction, times 1 − p; a window of q offers it at 1/q.
-                    reference = reference * susceptibility[c] * scale
+                    reference = moved[m] * susceptibility[c] * scale
                     mass = abs(reference * (1.0 - p) + p)
                     if mass > 0.0:
-                        q_window = min(1.0 - p, mass / FLOOR)
+                        q_window = min(1.0 - p, chance(mass))
                         if drawn < limit + np.int64(np.floor(q_window * SCALE)):
                             flip_agent[flip] = i
                             flip_stage[flip] = to
@@ -232,7 +239,7 @@ def step(
                     for q in range(one, one + widths[layer]):
                         if held[q] == 0 or excess[q] == 0.0:
                             continue
-                        other = (base_hazard + unit * excess[q]) * susceptibility[c] * scale
+                        other = (hazard[m] + unit * excess[q]) * susceptibility[c] * scale
                         struck = drawn < np.int64(np.floor(one_minus_exp(max(other, 0.0)) * SCALE))
                         if struck == yes:
                             continue
