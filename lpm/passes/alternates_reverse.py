@@ -38,7 +38,7 @@ __all__ = ["AlternatesReverse"]
 
 Floats = NDArray[np.float64]
 
-TAPE_BYTES_PER_AGENT = 130
+TAPE_BYTES_PER_AGENT = 260
 """How long a segment's tape may grow, in each lane."""
 
 TAPE_BYTES = 1 << 30
