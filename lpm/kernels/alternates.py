@@ -51,6 +51,7 @@ _TOP = 0.5
 """Hazards up to this and their windows have bytes that tell them apart."""
 
 _chance = np.vectorize(clusters.chance.py_func, otypes=[np.float64])
+"""`clusters.chance` of arrays."""
 
 _STEEP = 0.95
 """Probability of leaving beyond which a flip withholds the exit rather than adds one."""
@@ -334,7 +335,7 @@ class _Clusters:
         common = (stage, self.frame, slots, self.member[lane], self.alternative[lane], heard)
         jobs = [
             partial(evolution.survey, t, begin, *part, *common)
-            for t, (begin, part) in enumerate(zip([0, *ends], parts, strict=False))
+            for t, (begin, part) in enumerate(zip([0, *ends[:-1]], parts, strict=True))
         ]
         share_out(jobs, self.threads)
         self.heard[lane] = heard

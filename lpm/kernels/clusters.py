@@ -255,7 +255,8 @@ BARE = {"nogil": True, "cache": True, "_nrt": False}
 """How loops are compiled that make no array: without counting references, where threads would wait for each other."""
 
 # Functions that run once per slot or agent take arrays, not the tuples above: where references are counted, a call
-# counts those of every array of a tuple, which costs more than what the function does.
+# counts those of every array of a tuple, which costs more than what the function does. Those that run several times per
+# slot are inlined: to hand over all fields of each array takes longer than a few additions.
 
 
 @nb.njit(**BARE, inline="always")
