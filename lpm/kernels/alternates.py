@@ -47,6 +47,8 @@ LARGEST = 100
 _KEPT = ("weight", "excess", "status", "seed", "imported")
 """What a slot that holds somebody takes into the next step, besides its list and its links."""
 
+_IN_CELLS = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+
 _TOP = 0.5
 """Hazards up to this and their windows have bytes that tell them apart."""
 
@@ -135,16 +137,15 @@ class Alternates:
         stage = state["stage"].numpy()
         agents, lanes = stage.shape
         totals, changed = self._plain.known(spec, state)
-        after = np.empty_like(stage)
+        after = np.empty((lanes, agents), dtype=np.int8)
         flows = np.zeros((len(spec.edges), spec.class_count, lanes), dtype=np.int64)
         bounds = []
         for lane in range(lanes):
             room = changed[lane * agents : (lane + 1) * agents]
-            into = after[:, 0] if lanes == 1 else np.empty(agents, dtype=np.int8)
             flows[..., lane], found = mine.advance(
                 lane,
                 np.ascontiguousarray(stage[:, lane]),
-                into,
+                after[lane],
                 tables,
                 [total[:, lane] for total in totals],
                 shared,
@@ -152,13 +153,12 @@ class Alternates:
                 _address(tables.uniform),
                 room,
             )
-            if lanes > 1:
-                after[:, lane] = into
             for low, high in found:
                 if lanes > 1:
                     room[low:high] = room[low:high] * lanes + lane
                 bounds.append((lane * agents + low, lane * agents + high))
-        return self._plain.follow(spec, state, after, np.array(bounds, dtype=np.int64), flows)
+        # With one lane no copy is made.
+        return self._plain.follow(spec, state, np.ascontiguousarray(after.T), np.array(bounds, dtype=np.int64), flows)
 
     def snapshot(self, spec: Spec) -> dict[str, NDArray[Any]]:
         """What a checkpoint needs."""
@@ -557,11 +557,8 @@ class _Clusters:
     def _sums(self, lane: int, network: int, stage: NDArray[np.int8], heard: Heard) -> NDArray[np.float64]:
         place = self.spec.networks[network]
         total = np.zeros((place.cells, self.parameters + 1))
-        if isinstance(place, Edges):
-            readers = place.readers_by_source
-            evolution.scatter_edges(stage, self.frame, self.slots[lane].weight, heard, network, *readers, total)
-        else:
-            evolution.scatter_groups(stage, self.frame, self.slots[lane].weight, heard, network, total)
+        readers = place.readers_by_source if isinstance(place, Edges) else _IN_CELLS
+        evolution.scatter(stage, self.frame, self.slots[lane].weight, heard, network, *readers, total)
         return total
 
     def snapshot(self) -> dict[str, NDArray[Any]]:

@@ -30,7 +30,7 @@ from lpm.kernels.clusters import (
 from lpm.kernels.decisions import one_minus_exp
 from lpm.philox import philox
 
-__all__ = ["evolve", "link", "pack", "resolve", "scatter_edges", "scatter_groups", "survey"]
+__all__ = ["evolve", "link", "pack", "resolve", "scatter", "survey"]
 
 _OLD_VARIATES = 32768
 
@@ -523,25 +523,7 @@ def pack(
 
 
 @nb.njit(**BARE)
-def scatter_groups(
-    stage: NDArray[np.int8], frame: Frame, weight: Floats, heard: Heard, n: int, total: Floats
-) -> None:
-    """Derivatives and reference of a linear network's infectivity sums [cells, P + 1]."""
-    infectivity, cells, begin = frame.infectivity, frame.cells, frame.first_cell[n]
-    slot, agent, alternative, span = heard.slot, heard.agent, heard.stage, heard.span
-    for layer in range(span.shape[1]):
-        for part in range(span.shape[0]):
-            for k in range(span[part, layer, 0], span[part, layer, 1]):
-                i, q = agent[k], slot[k]
-                d = infectivity[n, alternative[k]] - infectivity[n, stage[i]]
-                if d != 0.0:
-                    cell = cells[i, n] - begin
-                    for x in range(total.shape[1]):
-                        total[cell, x] += d * weight[q, x]
-
-
-@nb.njit(**BARE)
-def scatter_edges(
+def scatter(
     stage: NDArray[np.int8],
     frame: Frame,
     weight: Floats,
@@ -551,15 +533,30 @@ def scatter_edges(
     readers: Ints,
     total: Floats,
 ) -> None:
-    """The same for edges: everybody who reads a differing agent."""
-    infectivity = frame.infectivity
+    """Derivatives and reference of a linear network's infectivity sums.
+
+    Args:
+        stage: actual [agents].
+        frame: the run's.
+        weight: of the slots [slots, P + 1].
+        heard: what the sums are made of.
+        n: number of the network.
+        offsets: over edges, where the readers of each agent begin [agents + 1]; empty where people meet in cells.
+        readers: over edges, who reads [edges].
+        total: added to [cells, P + 1].
+    """
+    infectivity, cells, begin = frame.infectivity, frame.cells, frame.first_cell[n]
     slot, agent, alternative, span = heard.slot, heard.agent, heard.stage, heard.span
+    by_edges = offsets.shape[0] > 0
     for layer in range(span.shape[1]):
         for part in range(span.shape[0]):
             for k in range(span[part, layer, 0], span[part, layer, 1]):
                 i, q = agent[k], slot[k]
                 d = infectivity[n, alternative[k]] - infectivity[n, stage[i]]
-                if d != 0.0:
-                    for e in range(offsets[i], offsets[i + 1]):
-                        for x in range(total.shape[1]):
-                            total[readers[e], x] += d * weight[q, x]
+                if d == 0.0:
+                    continue
+                first, end = (offsets[i], offsets[i + 1]) if by_edges else (0, 1)
+                for e in range(first, end):
+                    cell = readers[e] if by_edges else np.int64(cells[i, n] - begin)
+                    for x in range(total.shape[1]):
+                        total[cell, x] += d * weight[q, x]

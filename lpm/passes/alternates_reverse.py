@@ -39,7 +39,7 @@ __all__ = ["AlternatesReverse"]
 Floats = NDArray[np.float64]
 
 TAPE_BYTES_PER_AGENT = 260
-"""How long a segment's tape may grow, in each lane."""
+"""How long a segment's tape may grow, in each lane: a whole epidemic of the reference workload fits."""
 
 TAPE_BYTES = 1 << 30
 """A tape so long is never cut: to make it again takes time, and a smaller population has room."""
