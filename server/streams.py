@@ -144,6 +144,9 @@ class StreamServer:
         self._server = server
 
     async def _serve(self, _: object, context: grpc.aio.ServicerContext) -> None:
+        # Sent apart and at once: with the first frame it would be sent again by the status of a stream whose party ends
+        # it while that frame is under way, which gRPC refuses, and the party would wait for a status for ever.
+        await context.send_initial_metadata(())
         names = context.auth_context().get("x509_common_name", [])
         party = names[0].decode(errors="replace") if len(names) == 1 else ""
         try:

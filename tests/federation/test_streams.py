@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from lpm.privacy.secure_sum import Flags, Round
 from lpm.protocol import identity
 from lpm.protocol.identity import COORDINATOR, make_local_authority
 from lpm.protocol.messages import Release, Task
+from lpm.protocol.wire import METHOD, OPTIONS
 from server.streams import Listener, StreamServer
 
 pytestmark = pytest.mark.timeout(120)
@@ -370,6 +372,8 @@ def test_a_lost_party_is_told_of_even_if_its_handler_is_cancelled_while_it_ends(
         def auth_context(self) -> dict[str, list[bytes]]:
             return {"x509_common_name": [b"queens"]}
 
+        async def send_initial_metadata(self, metadata: object) -> None: ...
+
         async def read(self) -> object:
             await asyncio.sleep(0)  # the write begins meanwhile
             return grpc.aio.EOF
@@ -393,6 +397,32 @@ def test_a_lost_party_is_told_of_even_if_its_handler_is_cancelled_while_it_ends(
 
     asyncio.run(lose())
     assert told == ["queens"]
+
+
+def test_a_stream_that_its_party_ends_at_once_ends(keys: Path) -> None:
+    """Whatever the coordinator was about to write: nobody waits for a status that never comes."""
+
+    class Greets(Listener):
+        def connected(self, party: str) -> bytes:
+            return b"welcome"
+
+        def frame(self, party: str, frame: bytes) -> None: ...
+
+        def disconnected(self, party: str) -> None: ...
+
+    server = StreamServer("127.0.0.1:0", identity.load_identity(keys / COORDINATOR, COORDINATOR), Greets())
+    server.start()
+    own = identity.load_identity(keys / "parties" / "queens", "queens")
+    credentials = grpc.ssl_channel_credentials(own.authority, own.tls_key, own.tls_certificate)
+    options = (*OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR))
+    try:
+        with grpc.secure_channel(f"127.0.0.1:{server.port}", credentials, options=options) as channel:
+            for _ in range(500):  # one in fifty overtook the write
+                answers = channel.stream_stream(METHOD)(iter(()), timeout=20)
+                assert set(answers) <= {b"welcome"}
+                assert answers.code() is grpc.StatusCode.OK
+    finally:
+        server.stop()
 
 
 def test_a_coordinator_that_stops_is_named(keys: Path) -> None:
