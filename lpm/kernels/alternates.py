@@ -31,10 +31,11 @@ from torch import Tensor
 
 from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
+from lpm.kernels.cell_hazards import cell_hazards
 from lpm.kernels.clusters import Day, Frame, Heard
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.frames import clear_slots, make_flips, make_frame, make_fresh, make_ranges, make_share, make_slots
-from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode, hazards
+from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
 from lpm.networks import Edges, Groups, Network
 from lpm.relax import thresholds
 from lpm.rng import Address, Ids
@@ -214,6 +215,7 @@ class _Clusters:
         self.words = np.empty(agents, dtype=np.uint32)
         self.pressure, self.share = np.zeros(cells), np.zeros(cells)
         self.code = np.zeros(cells, dtype=np.uint8)
+        self.moved = np.empty((sum(spec.networks[k].cells for k in self.linear), parameters + 1))
         self.flips = make_flips(agents, self.threads)
         self.fresh = make_fresh(agents * int(self.frame.width.sum()), self.threads)
         strength = float(np.outer(self.frame.infection_scale, spec.susceptibility).max(initial=0.0))
@@ -440,20 +442,23 @@ class _Clusters:
         address: NDArray[np.uint64],
     ) -> Day:
         spec, frame, slots = self.spec, self.frame, self.slots[lane]
-        one = torch.ones((), dtype=torch.float64)
-        linear = np.zeros((sum(spec.networks[k].cells for k in self.linear), self.parameters + 1))
+        one = np.ones(self.parameters + 1)
         factor = np.empty(len(spec.networks))
         factor_dot = np.empty((len(spec.networks), self.parameters))
         heard = self.heard[lane] or self._survey(lane, stage)
         jobs: list[Callable[[], Any]] = []
 
-        def encode(k: int, place: Network, size: Tensor | None, here: slice) -> None:
+        def encode(k: int, place: Network, people: NDArray[np.float64] | None, here: slice) -> None:
             """A linear network: the derivatives of its sums, and what they make of its hazard."""
-            sums = slopes.sums[place.name][:, lane] if place.shared else self._sums(lane, k, stage, heard)
-            total = shared[place.name][:, lane] if place.shared else decode(torch.from_numpy(totals[k]))
-            self.pressure[here] = hazards(place, total[:, None], size, one)[:, 0].numpy()
-            rows = linear[int(frame.first_linear[k]) :][: place.cells]
-            rows[:] = hazards(place, torch.from_numpy(np.ascontiguousarray(sums)), size, one).numpy() * factor[k]
+            felt = self.pressure[here, None]
+            felt[:, 0] = shared[place.name][:, lane] if place.shared else decode(torch.from_numpy(totals[k]))
+            cell_hazards(place, felt, people, one[:1], felt)
+            rows = self.moved[int(frame.first_linear[k]) :][: place.cells]
+            if place.shared:
+                rows[:] = slopes.sums[place.name][:, lane]
+            else:
+                self._sum(lane, k, stage, heard, rows)
+            cell_hazards(place, rows, people, factor[k] * one, rows)
             offers.encode_linear(self.pressure[here], factor[k], rows, self.unit, self.code[here])
 
         for k, network in enumerate(spec.networks):
@@ -464,12 +469,12 @@ class _Clusters:
             if not self.shared_out[k]:
                 self.share[here] = make_share(network, size)
                 self.shared_out[k] = True
+            people = None if size is None else size.numpy()
             if k in self.linear:
-                jobs.append(partial(encode, k, network, size, here))
+                jobs.append(partial(encode, k, network, people, here))
                 continue
             layer = int(frame.layer[k])
             excess = slots.excess[int(frame.first_slot[layer]) :]
-            people = np.empty(0) if size is None else size.numpy()
             closed = isinstance(network, Groups) and network.outsiders
             for low in range(0, network.cells, 1 << 18):
                 jobs.append(
@@ -478,7 +483,7 @@ class _Clusters:
                         low,
                         min(network.cells, low + (1 << 18)),
                         np.ascontiguousarray(totals[k]),
-                        people,
+                        np.empty(0) if people is None else people,
                         closed,
                         self.share[here],
                         excess,
@@ -502,7 +507,7 @@ class _Clusters:
             self.share,
             factor,
             factor_dot,
-            linear,
+            self.moved,
             exits,
             window,
             weight,
@@ -551,15 +556,19 @@ class _Clusters:
         columns = []
         for lane in range(len(self.slots)):
             now = np.ascontiguousarray(stage[:, lane])
-            columns.append(self._sums(lane, network, now, self.heard[lane] or self._survey(lane, now)))
+            total = np.empty((self.spec.networks[network].cells, self.parameters + 1))
+            self._sum(lane, network, now, self.heard[lane] or self._survey(lane, now), total)
+            columns.append(total)
         return np.stack(columns, axis=1)
 
-    def _sums(self, lane: int, network: int, stage: NDArray[np.int8], heard: Heard) -> NDArray[np.float64]:
+    def _sum(
+        self, lane: int, network: int, stage: NDArray[np.int8], heard: Heard, total: NDArray[np.float64]
+    ) -> None:
+        """`sums` of one lane, into `total` [cells, P + 1]."""
+        total[:] = 0.0
         place = self.spec.networks[network]
-        total = np.zeros((place.cells, self.parameters + 1))
         readers = place.readers_by_source if isinstance(place, Edges) else _IN_CELLS
         evolution.scatter(stage, self.frame, self.slots[lane].weight, heard, network, *readers, total)
-        return total
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """All that the next step needs, by name: of slots that hold somebody, compactly."""

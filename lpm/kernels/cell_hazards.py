@@ -1,4 +1,4 @@
-"""Hazards of cells by a compiled loop: `lpm.kernels.spec.hazards`, operation by operation, for plain runs on CPUs.
+"""Hazards of cells by a compiled loop: `lpm.kernels.spec.hazards`, operation by operation, on CPUs.
 
 A shared network has few cells, but each of them may meet all others (`Groups.mixing`), for every lane of a run. As
 tensor operations that is a pass over memory and a fixed price for every term; here a cell's terms are added where they
@@ -59,7 +59,11 @@ def _fill(
 
 
 def cell_hazards(
-    network: Network, total: NDArray[np.float64], size: NDArray[np.float64] | None, factor: NDArray[np.float64]
+    network: Network,
+    total: NDArray[np.float64],
+    size: NDArray[np.float64] | None,
+    factor: NDArray[np.float64],
+    out: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Hazard that a member of each cell feels, without derivatives.
 
@@ -68,6 +72,7 @@ def cell_hazards(
         total: infectivity sums [cells, lanes].
         size: people per cell, or None for undivided sums [cells].
         factor: hazard per unit of infectious pressure [lanes].
+        out: where to write it, contiguous; `total` itself takes no more memory. None: a new array.
 
     Returns:
         [cells, lanes], 1/day.
@@ -76,7 +81,7 @@ def cell_hazards(
     """
     table = network.mixing_table if isinstance(network, Groups) else None
     source, weight = (_NO_SOURCE, _NO_WEIGHT) if table is None else table
-    felt = np.empty(total.shape)
+    felt = np.empty(total.shape) if out is None else out
     _fill(
         np.ascontiguousarray(total),
         np.empty(0) if size is None else np.ascontiguousarray(size),
@@ -84,7 +89,7 @@ def cell_hazards(
         weight,
         np.ascontiguousarray(factor),
         isinstance(network, Groups) and network.outsiders,
-        np.empty(total.shape),
+        felt if table is None else np.empty(total.shape),
         felt,
     )
     return felt
