@@ -20,6 +20,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from lpm.kernels.addresses import Addresses, column
 from lpm.kernels.clusters import BARE, GONE, NOBODY, OLD, Day, Flips, Frame, Fresh, Slots, layer_of
 from lpm.kernels.cpu import share_out
 from lpm.kernels.evolution import uncounted_seed
@@ -203,7 +204,7 @@ def record(
     """
     slot_cuts = np.linspace(0, slots.held.size, threads + 1).astype(np.int64)
     move_cuts = np.linspace(0, old.slot.size, threads + 1).astype(np.int64)
-    newcomers, networks = int(np.diff(fresh.span, axis=1).sum()), frame.cells.shape[1]
+    newcomers, networks = int(np.diff(fresh.span, axis=1).sum()), frame.cells.size
     # Only what is written of this room is ever backed by memory.
     moves = [_room_of_moves(int(old.first[high] - old.first[low]) + newcomers) for low, high in pairwise(move_cuts)]
     turns = [_room_of_turns(int(high - low), member.size, networks) for low, high in pairwise(slot_cuts)]
@@ -336,11 +337,12 @@ def _turns(
         The numbers of turns, of entries of their lists, of imports and of flips.
     """
     weight, total, winner, holding, first = slots.weight, slots.total, slots.winner, slots.held, slots.first
-    seed, imported, status, first_slot, cells = slots.seed, slots.imported, slots.status, frame.first_slot, frame.cells
+    seed, imported, status, first_slot = slots.seed, slots.imported, slots.status, frame.first_slot
+    cells, first_cell = frame.cells, frame.first_cell
     classes, susceptibility, infection_scale = frame.classes, frame.susceptibility, frame.infection_scale
     last, direct = weight.shape[1] - 1, flips.agent.shape[0]
     # The start, which nobody is infected by, has no pressure.
-    networks = cells.shape[1] if day.pressure.shape[0] > 0 else 0
+    networks = cells.shape[0] if day.pressure.shape[0] > 0 else 0
     turns, used, imports, new = 0, 0, 0, 0
     for q in range(low, high):
         if status[q] == 0 or winner[q] == NOBODY:
@@ -364,7 +366,7 @@ def _turns(
             flip_stages[new, 0], flip_stages[new, 1], flip_stages[new, 2] = stage[i], flips.stage[w], after[i]
             gain[new] = susceptibility[_class(classes, i)] * infection_scale[stage[i]] * flips.factor[w]
             for n in range(networks):
-                pressure[new, n] = day.pressure[cells[i, n]]
+                pressure[new, n] = day.pressure[first_cell[n] + column(cells[n], i)]
             new += 1
         else:
             origin = fresh.slot[w - direct]
@@ -394,7 +396,7 @@ def _add_worth(
     one: int,
     other: int,
     classes: NDArray[np.int16],
-    cells: Slots32,
+    cells: Addresses,
     shift: Ints,
     infectivity: Floats,
     people: Floats,
@@ -412,7 +414,7 @@ def _add_worth(
         for n in range(shift.shape[0]):
             d = infectivity[n, one] - infectivity[n, other]
             if shift[n] != _LAYER and d != 0.0:
-                row = cells[i, n] + shift[n]
+                row = shift[n] + column(cells[n], i)
                 for b in range(to.shape[1]):
                     to[at, b] += sign * d * reach[row, b]
 
@@ -535,7 +537,7 @@ def _pull_origins(frame: Frame, shift: Ints, tape: Tape, back: Cotangents, flipp
             for b in range(batch):
                 back.factor[n, b] += flipped[f, b] * tape.gain[f] * tape.pressure[f, n]
             if shift[n] != _LAYER:
-                row = cells[i, n] + shift[n]
+                row = shift[n] + column(cells[n], i)
                 for b in range(batch):
                     back.linear[row, b] += flipped[f, b] * tape.gain[f]
 
@@ -557,7 +559,7 @@ def _pull_moves(low: int, high: int, frame: Frame, shift: Ints, tape: Tape, back
 
 def shifts(frame: Frame) -> Ints:
     """From a network's cells to rows of linear networks; see `pull` [networks]."""
-    return np.where(frame.layer < 0, frame.first_linear - frame.first_cell, _LAYER)
+    return np.where(frame.layer < 0, frame.first_linear, _LAYER)
 
 
 @nb.njit(**BARE)

@@ -196,7 +196,7 @@ class _Clusters:
         self.spec, self.parameters, self.taped = spec, parameters, taped
         layers = layers_of(spec.networks)
         self.linear = [k for k in range(len(spec.networks)) if k not in layers]
-        self.frame = make_frame(spec, ids, layers, self.linear)
+        self.frame, self._columns = make_frame(spec, ids, layers, self.linear)
         agents, slots = spec.agents, int(self.frame.first_slot[-1])
         self.threads = workers(agents)
         self.low, self.high = make_ranges(self.frame, self.threads)

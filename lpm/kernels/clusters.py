@@ -25,6 +25,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from lpm.kernels.addresses import Addresses
 from lpm.philox import word
 
 __all__ = [
@@ -79,14 +80,15 @@ class Frame(NamedTuple):
     """What does not change in a run.
 
     Attributes:
-        cells: cell of each agent in each network, networks numbered one after another [agents, networks].
-        slot: the agent's slot in each layer, −1 for none [agents, layers].
+        cells: columns (`lpm.kernels.addresses`): each agent's cell in each network [networks].
+        slot: columns: each agent's slot in each layer less `base`, or −1 for none, where `base` is 0 [layers].
+        base: [layers].
         classes: class of each agent; empty where there is only one [agents].
         first_id: the first id, where they follow one another.
         ids: every id, where they don't; else empty [agents].
         network: the network of each layer, −1 for the layer of single people [layers].
         layer: the layer of each network, −1 for linear ones [networks].
-        first_cell: where a network's cells begin [networks].
+        first_cell: where a network's cells begin among all [networks].
         first_slot: where a layer's slots begin [layers + 1].
         alone: where the slots of people outside all groups of a layer begin [layers].
         run: slots of a run of each layer [layers].
@@ -104,8 +106,9 @@ class Frame(NamedTuple):
         susceptibility: [classes].
     """
 
-    cells: NDArray[np.int32]
-    slot: NDArray[np.int32]
+    cells: Addresses
+    slot: Addresses
+    base: Ints
     classes: NDArray[np.int16]
     first_id: np.uint64
     ids: NDArray[np.uint64]

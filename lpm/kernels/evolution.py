@@ -6,6 +6,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from lpm.kernels.addresses import column
 from lpm.kernels.clusters import (
     BARE,
     GONE,
@@ -118,8 +119,9 @@ def evolve(
     Returns:
         the end of the lists.
     """
-    layers, networks, last = frame.network.shape[0], frame.cells.shape[1], slots.weight.shape[1] - 1
-    cells, slot, ids, first_id, classes = frame.cells, frame.slot, frame.ids, frame.first_id, frame.classes
+    layers, networks, last = frame.network.shape[0], frame.cells.shape[0], slots.weight.shape[1] - 1
+    cells, slot, base, first_cell = frame.cells, frame.slot, frame.base, frame.first_cell
+    ids, first_id, classes = frame.ids, frame.first_id, frame.classes
     layer_number, first_slot, width = frame.layer, frame.first_slot, frame.width
     infectivity, infection_edge, infection_scale = frame.infectivity, frame.infection_edge, frame.infection_scale
     exit_edge, edge_of, target, susceptibility = frame.exit_edge, frame.edge_of, frame.target, frame.susceptibility
@@ -138,7 +140,7 @@ def evolve(
         for part in range(span.shape[0]):
             for k in range(span[part, 0], span[part, 1]):
                 i = agent[k]
-                q = slot[i, layer]
+                q = base[layer] + column(slot[layer], i)
                 if q < low[layer] or q >= high[layer]:
                     continue
                 identity = _identity(first_id, ids, i)
@@ -167,7 +169,7 @@ def evolve(
                 continue
             sub = (origin - first_slot[home]) % width[home]
             for layer in range(layers):
-                q = slot[i, layer]
+                q = base[layer] + column(slot[layer], i)
                 if layer != home and q >= low[layer] and q < high[layer]:
                     variate = 1 + layers + (home * widest + sub) * layers + layer
                     key = race(_identity(first_id, ids, i), address, variate, large)
@@ -192,7 +194,7 @@ def evolve(
                 if infection_edge[old] >= 0:
                     felt = 0.0
                     for n in range(networks):
-                        cell = cells[i, n]
+                        cell = first_cell[n] + column(cells[n], i)
                         there = pressure[cell]
                         own = share[cell] * (infectivity[n, old] - infectivity[n, stage[i]])
                         other = layer_number[n]
@@ -208,7 +210,7 @@ def evolve(
                             else:
                                 there = 0.0
                         else:
-                            away = slot[i, other]
+                            away = base[other] + column(slot[other], i)
                             if (
                                 away >= 0
                                 and seed[away] == i
@@ -302,8 +304,8 @@ def resolve(
     count: Floats,
 ) -> int:
     """The winners take their slots, which are as `evolve` left them; returns the end of the lists."""
-    layers, networks, last = frame.network.shape[0], frame.cells.shape[1], slots.weight.shape[1] - 1
-    cells, slot, classes = frame.cells, frame.slot, frame.classes
+    layers, networks, last = frame.network.shape[0], frame.cells.shape[0], slots.weight.shape[1] - 1
+    cells, slot, base, classes = frame.cells, frame.slot, frame.base, frame.classes
     layer_number, first_slot, first_cell, first_linear = (
         frame.layer,
         frame.first_slot,
@@ -371,7 +373,7 @@ def resolve(
                         weight[q, x] = 0.0
                     hazard = 0.0
                     for n in range(networks):
-                        cell = cells[i, n]
+                        cell = first_cell[n] + column(cells[n], i)
                         felt = pressure[cell]
                         hazard = hazard + factor[n] * felt
                         for x in range(last):
@@ -403,7 +405,7 @@ def resolve(
                 imported[q] = 1
                 alternative[place] = fresh.stage[k]
             for other in range(others):
-                source[q, other] = slot[i, other] if other != layer else -1
+                source[q, other] = base[other] + column(slot[other], i) if other != layer else -1
             if w >= direct and others > 0:
                 source[q, layer_of(first_slot, fresh.slot[w - direct])] = fresh.slot[w - direct]
             seed[q] = i
@@ -545,7 +547,7 @@ def scatter(
         readers: over edges, who reads [edges].
         total: added to [cells, P + 1].
     """
-    infectivity, cells, begin = frame.infectivity, frame.cells, frame.first_cell[n]
+    infectivity, place = frame.infectivity, frame.cells[n]
     slot, agent, alternative, span = heard.slot, heard.agent, heard.stage, heard.span
     by_edges = offsets.shape[0] > 0
     for layer in range(span.shape[1]):
@@ -557,6 +559,6 @@ def scatter(
                     continue
                 first, end = (offsets[i], offsets[i + 1]) if by_edges else (0, 1)
                 for e in range(first, end):
-                    cell = readers[e] if by_edges else np.int64(cells[i, n] - begin)
+                    cell = readers[e] if by_edges else column(place, i)
                     for x in range(total.shape[1]):
                         total[cell, x] += d * weight[q, x]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.kernels import clusters
+from lpm.kernels.addresses import addresses_of
 from lpm.kernels.clusters import Flips, Frame, Fresh, Slots
 from lpm.kernels.spec import Spec
 from lpm.networks import Edges, Groups, Network
@@ -91,42 +92,49 @@ def clear_slots(slots: Slots) -> None:
         getattr(slots, name)[:] = value
 
 
-def make_frame(spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int]) -> Frame:
-    """What does not change in a run: who is in which slot, and what each stage can do."""
+def make_frame(
+    spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int]
+) -> tuple[Frame, list[NDArray[np.int32]]]:
+    """What does not change in a run: who is in which slot, and what each stage can do.
+
+    Returns:
+        The frame, and what must be kept besides the spec, because the frame has only its address.
+    """
     agents, networks, stages = spec.agents, spec.networks, len(spec.stages)
     first_cell = np.cumsum([0, *(network.cells for network in networks)])
-    cells = np.empty((agents, len(networks)), dtype=np.int32)
-    for k, network in enumerate(networks):
-        cells[:, k] = network.cell_of + first_cell[k]
+    # Where people meet over edges, each has a cell.
+    cells = [None if isinstance(network, Edges) else network.cell_of for network in networks]
     layer = np.full(len(networks), -1, dtype=np.int64)
     layer[list(layers)] = np.arange(len(layers))
     first_linear = np.zeros(len(networks), dtype=np.int64)
     first_linear[list(linear)] = np.cumsum([0, *(networks[k].cells for k in linear)])[:-1]
 
-    # Agents of a group take its slots in turn, in the order of their ids.
-    order = np.argsort(ids.listed, kind="stable") if ids.listed.size else np.arange(agents)
     width = [1 if networks[k].members.mean() < 6 else 3 for k in layers] if layers else [1]
-    slot = np.full((agents, max(len(layers), 1)), -1, dtype=np.int32)
-    first_slot, alone_from = [0], []
+    first_slot, alone_from, base = [0], [], []
+    columns: list[NDArray[np.int32] | None] = []
+    own = []
     for place, k in enumerate(layers):
-        network = networks[k]
+        network, begin = networks[k], first_slot[-1]
         assert isinstance(network, Groups)
-        cell = network.cell_of[order]
-        turn = np.zeros(agents, dtype=np.int32)
-        if width[place] > 1:
-            begin = np.cumsum(network.members) - network.members
-            rank = np.arange(agents) - np.repeat(begin, network.members)
-            turn[np.argsort(cell, kind="stable")] = rank % width[place]
-        slot[order, place] = first_slot[-1] + cell * width[place] + turn
-        total = network.cells * width[place]
-        alone_from.append(first_slot[-1] + total)
-        if network.outsiders:
-            alone = network.cell_of == 0
-            slot[alone, place] = first_slot[-1] + total + np.arange(int(alone.sum())) if place == 0 else -1
-            total += int(alone.sum()) if place == 0 else 0
-        first_slot.append(first_slot[-1] + total)
+        inside = begin + network.cells * width[place]
+        alone = network.cell_of == 0 if network.outsiders else np.zeros(0, dtype=np.bool_)
+        people = int(alone.sum()) if place == 0 else 0
+        if width[place] == 1 and not network.outsiders:
+            columns.append(network.cell_of)
+            base.append(begin)
+        else:
+            slot = network.cell_of * np.int32(width[place]) + np.int32(begin)
+            if width[place] > 1:
+                slot += _turns(network, width[place], ids)
+            slot[alone] = np.arange(inside, inside + people) if place == 0 else -1
+            own.append(slot)
+            columns.append(slot)
+            base.append(0)
+        alone_from.append(inside)
+        first_slot.append(inside + people)
     if not layers:
-        slot[:, 0] = np.arange(agents)
+        columns.append(None)
+        base.append(0)
         first_slot.append(agents)
         alone_from.append(0)
 
@@ -142,8 +150,9 @@ def make_frame(spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int
     busy = loud.copy()
     busy[[*spec.infection, *spec.exits]] = 1
     return Frame(
-        cells=cells,
-        slot=slot,
+        cells=addresses_of(cells),
+        slot=addresses_of(columns),
+        base=np.array(base, dtype=np.int64),
         classes=spec.class_of,
         first_id=np.uint64(ids.first),
         ids=ids.listed,
@@ -165,7 +174,18 @@ def make_frame(spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int
         edge_of=edge_of,
         target=np.array([to for _, to in spec.edges], dtype=np.int64),
         susceptibility=spec.susceptibility,
-    )
+    ), own
+
+
+def _turns(network: Groups, width: int, ids: Ids) -> NDArray[np.int32]:
+    """Which of its group's slots each agent takes: in turn, in the order of their ids [agents]."""
+    agents = network.agents
+    order = np.argsort(ids.listed, kind="stable") if ids.listed.size else np.arange(agents)
+    begin = np.cumsum(network.members) - network.members
+    rank = np.arange(agents) - np.repeat(begin, network.members)
+    turns = np.empty(agents, dtype=np.int32)
+    turns[order[np.argsort(network.cell_of[order], kind="stable")]] = rank % width
+    return turns
 
 
 def _infectiousness_ahead(spec: Spec) -> NDArray[np.float64]:

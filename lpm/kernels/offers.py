@@ -6,6 +6,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from lpm.kernels.addresses import column
 from lpm.kernels.clusters import SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots, chance
 from lpm.kernels.cpu import _byte
 from lpm.kernels.decisions import hazard_of, one_minus_exp
@@ -135,7 +136,7 @@ def step(
     Returns:
         the end of what it wrote to `changed`.
     """
-    cells, slot, classes, ids = frame.cells, frame.slot, frame.classes, frame.ids
+    cells, slot, base_of, classes, ids = frame.cells, frame.slot, frame.base, frame.classes, frame.ids
     network, layer_number, first_cell, first_slot = frame.network, frame.layer, frame.first_cell, frame.first_slot
     alone, first_linear, widths = frame.alone, frame.first_linear, frame.width
     infection_edge, infection_scale, exit_edge = frame.infection_edge, frame.infection_scale, frame.exit_edge
@@ -147,7 +148,7 @@ def step(
     flip_agent, flip_stage, flip_branch = flips.agent, flips.stage, flips.branch
     flip_size, flip_factor = flips.size, flips.factor
     fresh_agent, fresh_slot, fresh_stage = fresh.agent, fresh.slot, fresh.stage
-    networks, layers, branches = cells.shape[1], network.shape[0], exit_edge.shape[1]
+    networks, layers, branches = cells.shape[0], network.shape[0], exit_edge.shape[1]
     class_count, last = susceptibility.shape[0], linear.shape[1] - 1
     many = classes.shape[0] > 0
     each = 0
@@ -175,8 +176,9 @@ def step(
         for j in range(count):
             bound[j] = 0
         for n in range(networks):
+            place, begin = cells[n], first_cell[n]
             for j in range(count):
-                bound[j] += code[cells[start + j, n]]
+                bound[j] += code[begin + column(place, start + j)]
         found = 0
         for j in range(count):
             r = row[j]
@@ -189,13 +191,13 @@ def step(
         hazard[:found] = 0.0
         moved[:found] = 0.0
         for n in range(networks):
-            by = factor[n]
+            place, begin, by = cells[n], first_cell[n], factor[n]
             for m in range(found):
-                hazard[m] = hazard[m] + by * pressure[cells[start + maybe[m], n]]
+                hazard[m] = hazard[m] + by * pressure[begin + column(place, start + maybe[m])]
             if layer_number[n] < 0:
-                shift = first_linear[n] - first_cell[n]
+                begin = first_linear[n]
                 for m in range(found):
-                    moved[m] += linear[cells[start + maybe[m], n] + shift, last]
+                    moved[m] += linear[begin + column(place, start + maybe[m]), last]
         for m in range(found):
             i = start + maybe[m]
             total = hazard[m] * susceptibility[np.int64(classes[i]) if many else 0]
@@ -229,13 +231,13 @@ def step(
                             flip += 1
                 for layer in range(layers):
                     n = network[layer]
-                    if n < 0 or slot[i, layer] < 0:
+                    if n < 0 or base_of[layer] + column(slot[layer], i) < 0:
                         continue
-                    cell = cells[i, n]
-                    unit = factor[n] * share[cell]
+                    cell = column(cells[n], i)
+                    unit = factor[n] * share[first_cell[n] + cell]
                     if unit == 0.0:
                         continue
-                    one = first_slot[layer] + (cell - first_cell[n]) * widths[layer]
+                    one = first_slot[layer] + cell * widths[layer]
                     for q in range(one, one + widths[layer]):
                         if held[q] == 0 or excess[q] == 0.0:
                             continue
@@ -289,7 +291,7 @@ def step(
                 changed[end] = i
                 end += 1
                 for layer in range(layers):
-                    q = slot[i, layer]
+                    q = base_of[layer] + column(slot[layer], i)
                     if q < 0:
                         continue
                     one, width = q, 1
