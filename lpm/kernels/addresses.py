@@ -1,8 +1,8 @@
 """Columns of numbers per agent that kernels read where they lie, by address.
 
-A kernel that takes a varying number of arrays would have to be compiled for each number, or be given a copy of them side
-by side: for cells and slots, 4 bytes per agent and network. An array of addresses is one argument, whatever it points
-to; who owns the columns must keep them.
+A kernel that takes a varying number of arrays would have to be compiled for each number, or be given a copy of them,
+side by side: for cells and slots 4 bytes per agent and network. An array of addresses is one argument, whatever it
+points to. Who owns the columns must keep them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def addresses_of(columns: Sequence[NDArray[np.int32] | None]) -> Addresses:
     return np.array([0 if values is None else values.ctypes.data for values in columns], dtype=np.uint64)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _load(_: Any, address: Any, i: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
@@ -45,4 +45,4 @@ def _load(_: Any, address: Any, i: Any) -> Any:
 @nb.njit(_nrt=False, inline="always")
 def column(address: np.uint64, i: int) -> int:
     """Entry i of a column."""
-    return np.int64(i) if address == np.uint64(0) else np.int64(_load(address, np.int64(i)))
+    return i if address == np.uint64(0) else int(_load(address, i))

@@ -31,6 +31,7 @@ from lpm.philox import word
 __all__ = [
     "BARE",
     "GONE",
+    "HELD",
     "LIVE",
     "NOBODY",
     "OLD",
@@ -47,9 +48,9 @@ __all__ = [
     "Fresh",
     "Heard",
     "Ints",
+    "Outcome",
     "Slots",
     "chance",
-    "compete",
     "key_of",
     "layer_of",
     "race",
@@ -65,8 +66,9 @@ SELDOM = 0.005
 """Flips are offered in the size of one event where that makes more of them than this, by agent and day."""
 
 SCALE = 4294967296.0
-GONE, NOBODY, OLD = -3, -2, -1
-"""Who wins a slot besides the offers, which are numbered from 0: the alternative ends, nothing competes, it goes on."""
+GONE, NOBODY, OLD, HELD = -4, -3, -2, -1
+"""Who has a slot after a step, besides the offers, which are numbered from 0: the alternative ends, nothing has been
+looked at, it goes on, it goes on against offers."""
 
 LIVE, TOUCHED = np.uint8(1), np.uint8(2)
 """Status of a slot: somebody who differs may move, or infects, in the alternative or in truth; somebody moved or
@@ -173,31 +175,27 @@ class Slots(NamedTuple):
         status: see `LIVE` and `TOUCHED` [slots].
         first: where the list of differing agents begins, or −1 if it never had one [slots].
         held: how many they are; 0 for an empty slot [slots].
+        winner: the last offer to the slot, from which a chain leads through all; then, who has it [slots].
+
+    Only if there are several layers, else empty:
         seed: the agent it began with, or −1 [slots].
         imported: whether the seed came from another layer [slots].
         generation: grows when the alternative is replaced [slots].
         source: slot of each layer in which the seed differs too, or −1 [slots, layers].
         link: that slot's generation then, or −1 [slots, layers].
-        total: sizes of the alternatives that compete [slots].
-        best: smallest key among them [slots].
-        winner: which has it [slots].
-        head: first fresh difference, or −1 [slots].
     """
 
     weight: Floats
     excess: Floats
     status: NDArray[np.uint8]
     first: NDArray[np.int32]
-    held: NDArray[np.int32]
+    held: NDArray[np.uint8]
+    winner: NDArray[np.int32]
     seed: NDArray[np.int32]
     imported: NDArray[np.int8]
     generation: NDArray[np.int32]
     source: NDArray[np.int32]
     link: NDArray[np.int32]
-    total: Floats
-    best: Floats
-    winner: NDArray[np.int32]
-    head: NDArray[np.int32]
 
 
 class Flips(NamedTuple):
@@ -209,6 +207,8 @@ class Flips(NamedTuple):
         branch: −1 for an infection, else which exit [flips].
         size: |reference weight| [flips].
         factor: of the derivatives of the hazard (infections) [flips].
+        following: the offer before it to the agent's slot of a layer, or −1 [layers, flips].
+        chosen: random word of its race there [layers, flips].
         span: begin and end of those that each thread found [threads, 2].
     """
 
@@ -217,6 +217,8 @@ class Flips(NamedTuple):
     branch: NDArray[np.int8]
     size: Floats
     factor: Floats
+    following: NDArray[np.int32]
+    chosen: NDArray[np.uint32]
     span: Ints
 
 
@@ -227,8 +229,11 @@ class Fresh(NamedTuple):
         agent: who [fresh].
         slot: where [fresh].
         stage: the alternative one [fresh].
-        following: next of the same slot, or −1 [fresh].
+        following: the offer before it to the agent's slot of a layer, or −1; in the layer of `slot`, to that [layers,
+            fresh].
         span: begin and end of those that each thread found [threads, 2].
+
+    Among the offers to a slot they are numbered after the room for flips.
     """
 
     agent: NDArray[np.int32]
@@ -236,6 +241,20 @@ class Fresh(NamedTuple):
     stage: NDArray[np.int8]
     following: NDArray[np.int32]
     span: Ints
+
+
+class Outcome(NamedTuple):
+    """How the slots of one thread were competed for, in their order.
+
+    Attributes:
+        ratio: of the sizes of all that competed for a slot to the winner's [contests].
+        begin: how many contests and imports the earlier layers had [layers, 2].
+        imports: weights of imported alternatives, as they begin [imports, P + 1].
+    """
+
+    ratio: Floats
+    begin: Ints
+    imports: Floats
 
 
 class Heard(NamedTuple):
@@ -280,25 +299,6 @@ def race(identity: np.uint64, address: NDArray[np.uint64], variate: int, size: f
     chosen = word(identity, address[0], address[1] << np.uint64(16) | np.uint64(variate), address[2], address[3])
     key: float = key_of(chosen, size)
     return key
-
-
-@nb.njit(**BARE, inline="always")
-def compete(
-    total: Floats,
-    best: Floats,
-    winner: NDArray[np.int32],
-    status: NDArray[np.uint8],
-    q: int,
-    candidate: int,
-    size: float,
-    key: float,
-) -> None:
-    """Let a candidate compete for slot q."""
-    status[q] |= TOUCHED
-    total[q] += size
-    if key < best[q]:
-        best[q] = key
-        winner[q] = candidate
 
 
 @nb.njit(**BARE)

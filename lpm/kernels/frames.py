@@ -41,7 +41,7 @@ def make_ranges(frame: Frame, threads: int) -> tuple[NDArray[np.int64], NDArray[
     return np.ascontiguousarray(edges[:-1]), np.ascontiguousarray(edges[1:])
 
 
-def make_flips(room: int, threads: int) -> Flips:
+def make_flips(room: int, threads: int, layers: int) -> Flips:
     """Room for the flips of a step, shared out among threads."""
     return Flips(
         np.empty(room, dtype=np.int32),
@@ -49,39 +49,38 @@ def make_flips(room: int, threads: int) -> Flips:
         np.empty(room, dtype=np.int8),
         np.empty(room),
         np.empty(room),
+        np.empty((layers, room), dtype=np.int32),
+        np.empty((layers, room), dtype=np.uint32),
         np.zeros((threads, 2), dtype=np.int64),
     )
 
 
-def make_fresh(room: int, threads: int) -> Fresh:
+def make_fresh(room: int, threads: int, layers: int) -> Fresh:
     """Room for those who come to differ in a step, shared out among threads."""
     return Fresh(
         np.empty(room, dtype=np.int32),
         np.empty(room, dtype=np.int32),
         np.empty(room, dtype=np.int8),
-        np.empty(room, dtype=np.int32),
+        np.empty((layers, room), dtype=np.int32),
         np.zeros((threads, 2), dtype=np.int64),
     )
 
 
 def make_slots(slots: int, parameters: int, layers: int) -> Slots:
     """Slots without alternatives."""
-    others = layers if layers > 1 else 0
+    others, linked = (layers, slots) if layers > 1 else (0, 0)
     return Slots(
         weight=np.zeros((slots, parameters + 1)),
         excess=np.zeros(slots),
         status=np.zeros(slots, dtype=np.uint8),
         first=np.full(slots, -1, dtype=np.int32),
-        held=np.zeros(slots, dtype=np.int32),
-        seed=np.full(slots, -1, dtype=np.int32),
-        imported=np.zeros(slots, dtype=np.int8),
-        generation=np.zeros(slots, dtype=np.int32),
-        source=np.full((slots, others), -1, dtype=np.int32),
-        link=np.full((slots, others), -1, dtype=np.int32),
-        total=np.zeros(slots),
-        best=np.full(slots, np.inf),
+        held=np.zeros(slots, dtype=np.uint8),
         winner=np.full(slots, clusters.NOBODY, dtype=np.int32),
-        head=np.full(slots, -1, dtype=np.int32),
+        seed=np.full(linked, -1, dtype=np.int32),
+        imported=np.zeros(linked, dtype=np.int8),
+        generation=np.zeros(linked, dtype=np.int32),
+        source=np.full((linked, others), -1, dtype=np.int32),
+        link=np.full((linked, others), -1, dtype=np.int32),
     )
 
 
