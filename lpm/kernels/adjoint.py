@@ -11,7 +11,7 @@ nothing, neither room on the tape nor time on the way back, and the tape grows w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.kernels.addresses import Addresses, column
-from lpm.kernels.clusters import BARE, GONE, NOBODY, OLD, Day, Flips, Frame, Fresh, Slots, layer_of
+from lpm.kernels.clusters import BARE, GONE, HELD, OLD, Day, Flips, Frame, Fresh, Outcome, Slots, layer_of
 from lpm.kernels.cpu import share_out
 from lpm.kernels.evolution import uncounted_seed
 
@@ -185,7 +185,8 @@ def record(
     old: Before,
     member: Slots32,
     alternative: Stages,
-    threads: int,
+    parts: Sequence[tuple[Ints, Ints]],
+    outcomes: Sequence[Outcome],
 ) -> Tape:
     """Write down a step, once all alternatives have stepped and competed and before any weight changes.
 
@@ -200,22 +201,28 @@ def record(
         old: what changed in the step.
         member: who differs after the step.
         alternative: where they are.
-        threads: that may work on it.
+        parts: first slots and ends of each thread's part of each layer.
+        outcomes: how those were competed for.
     """
-    slot_cuts = np.linspace(0, slots.held.size, threads + 1).astype(np.int64)
+    threads, layers = len(parts), frame.network.size
     move_cuts = np.linspace(0, old.slot.size, threads + 1).astype(np.int64)
     newcomers, networks = int(np.diff(fresh.span, axis=1).sum()), frame.cells.size
     # Only what is written of this room is ever backed by memory.
     moves = [_room_of_moves(int(old.first[high] - old.first[low]) + newcomers) for low, high in pairwise(move_cuts)]
-    turns = [_room_of_turns(int(high - low), member.size, networks) for low, high in pairwise(slot_cuts)]
+    turning = [
+        (int(low[n]), int(high[n]), outcome.begin[n, 0], outcome.ratio)
+        for n in range(layers)
+        for (low, high), outcome in zip(parts, outcomes, strict=True)
+    ]
+    turns = [_room_of_turns(high - low, member.size, networks) for low, high, *_ in turning]
     lists = (member, alternative)
     jobs: list[Callable[[], Any]] = [
         partial(_moves, low, high, stage, after, frame.first_slot, slots, *old, *lists, *to)
         for (low, high), to in zip(pairwise(move_cuts), moves, strict=True)
     ]
     jobs += [
-        partial(_turns, low, high, stage, after, frame, day, slots, flips, fresh, *lists, *to)
-        for (low, high), to in zip(pairwise(slot_cuts), turns, strict=True)
+        partial(_turns, *part, stage, after, frame, day, slots, flips, fresh, *lists, *to)
+        for part, to in zip(turning, turns, strict=True)
     ]
     used = share_out(jobs, threads)
 
@@ -276,7 +283,7 @@ def _moves(
     found = 0
     for a in range(low, high):
         q = active[a]
-        uncounted = uncounted_seed(slots.seed[q], slots.imported[q], layer_of(first_slot, q))
+        uncounted = uncounted_seed(slots.seed, slots.imported, layer_of(first_slot, q), q)
         # Those who still differ come in the order they had, those who differ from now on after them.
         at, end = slots.first[q], slots.first[q] + slots.held[q]
         last = first[a + 1]
@@ -309,6 +316,8 @@ def _moves(
 def _turns(
     low: int,
     high: int,
+    contests: int,
+    ratios: Floats,
     stage: Stages,
     after: Stages,
     frame: Frame,
@@ -331,49 +340,51 @@ def _turns(
     gain: Floats,
     pressure: Floats,
 ) -> tuple[int, int, int, int]:
-    """Those of the slots `low` to `high` − 1 whose weight changes, with what they hold and what comes.
+    """Those of the slots `low` to `high` − 1 of a layer whose weight changes, with what they hold and what comes.
+
+    Args:
+        contests: how many of the thread's contests, of which there are `ratios`, were for slots before.
 
     Returns:
         The numbers of turns, of entries of their lists, of imports and of flips.
     """
-    weight, total, winner, holding, first = slots.weight, slots.total, slots.winner, slots.held, slots.first
+    winner, holding, first = slots.winner, slots.held, slots.first
     seed, imported, status, first_slot = slots.seed, slots.imported, slots.status, frame.first_slot
     cells, first_cell = frame.cells, frame.first_cell
     classes, susceptibility, infection_scale = frame.classes, frame.susceptibility, frame.infection_scale
-    last, direct = weight.shape[1] - 1, flips.agent.shape[0]
+    direct = flips.agent.shape[0]
     # The start, which nobody is infected by, has no pressure.
     networks = cells.shape[0] if day.pressure.shape[0] > 0 else 0
     turns, used, imports, new = 0, 0, 0, 0
     for q in range(low, high):
-        if status[q] == 0 or winner[q] == NOBODY:
+        if status[q] == 0 or winner[q] == OLD:
             continue
         w = winner[q]
         if w == GONE:
             if holding[q] == 0:
                 continue
             kind[turns], ratio[turns] = _GONE, 0.0
-        elif w == OLD:
-            if total[q] == 0.0:
+        else:
+            ratio[turns] = ratios[contests]
+            contests += 1
+        if w == HELD:
+            if ratio[turns] == 1.0:
                 continue
-            scale = total[q] / abs(weight[q, last])
-            if scale == 1.0:
-                continue
-            kind[turns], ratio[turns] = _SCALED, scale
-        elif w < direct:
+            kind[turns] = _SCALED
+        elif w >= direct:
+            kind[turns], source[imports] = _IMPORT, fresh.slot[w - direct]
+            imports += 1
+        elif w >= 0:
+            kind[turns] = _FLIP
             i = flips.agent[w]
-            kind[turns], ratio[turns] = _FLIP, total[q] / flips.size[w]
             flip_agent[new], flip_branch[new] = i, flips.branch[w]
             flip_stages[new, 0], flip_stages[new, 1], flip_stages[new, 2] = stage[i], flips.stage[w], after[i]
             gain[new] = susceptibility[_class(classes, i)] * infection_scale[stage[i]] * flips.factor[w]
             for n in range(networks):
                 pressure[new, n] = day.pressure[first_cell[n] + column(cells[n], i)]
             new += 1
-        else:
-            origin = fresh.slot[w - direct]
-            kind[turns], ratio[turns], source[imports] = _IMPORT, total[q] / abs(weight[origin, last]), origin
-            imports += 1
         slot[turns] = q
-        uncounted = uncounted_seed(seed[q], imported[q], layer_of(first_slot, q))
+        uncounted = uncounted_seed(seed, imported, layer_of(first_slot, q), q)
         begin = used
         for m in range(first[q], first[q] + holding[q]):
             i = member[m]

@@ -32,7 +32,7 @@ from torch import Tensor
 from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
 from lpm.kernels.cell_hazards import cell_hazards
-from lpm.kernels.clusters import Day, Frame, Heard
+from lpm.kernels.clusters import Day, Frame, Heard, Outcome
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.frames import clear_slots, make_flips, make_frame, make_fresh, make_ranges, make_share, make_slots
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
@@ -43,10 +43,15 @@ from lpm.rng import Address, Ids
 __all__ = ["Alternates", "layers_of"]
 
 LARGEST = 100
-"""Most people of one group of a layer: the cost grows with the group, and a larger one is near enough to linear."""
+"""Most people of one group of a layer: the cost grows with the group, and a larger one is near enough to linear.
 
-_KEPT = ("weight", "excess", "status", "seed", "imported")
-"""What a slot that holds somebody takes into the next step, besides its list and its links."""
+`Slots.held` counts to 255."""
+
+_KEPT = ("weight", "excess", "status")
+"""What a slot that holds somebody takes into the next step, besides its list."""
+
+_LINKED = ("seed", "imported")
+"""What it takes with it where there are several layers, besides its links."""
 
 _IN_CELLS = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
@@ -216,8 +221,8 @@ class _Clusters:
         self.pressure, self.share = np.zeros(cells), np.zeros(cells)
         self.code = np.zeros(cells, dtype=np.uint8)
         self.moved = np.empty((sum(spec.networks[k].cells for k in self.linear), parameters + 1))
-        self.flips = make_flips(agents, self.threads)
-        self.fresh = make_fresh(agents * int(self.frame.width.sum()), self.threads)
+        self.flips = make_flips(agents, self.threads, self.frame.network.size)
+        self.fresh = make_fresh(agents * int(self.frame.width.sum()), self.threads, self.frame.network.size)
         strength = float(np.outer(self.frame.infection_scale, spec.susceptibility).max(initial=0.0))
         self.unit = _TOP / 254.0 / (strength or 1.0)
         self.shared_out = [False for _ in spec.networks]
@@ -290,7 +295,7 @@ class _Clusters:
     def _settle(self, lane: int, stage: NDArray[np.int8], after: NDArray[np.int8], day: Day) -> None:
         """Old and new alternatives compete, and the winners are what the next step begins with."""
         frame, slots, flips, fresh = self.frame, self.slots[lane], self.flips, self.fresh
-        imports = self._make_room(lane)
+        outcomes = self._make_room(lane)
         member, alternative, ends = self.member[lane], self.alternative[lane], self.ends[lane]
         runs = int(-(-np.diff(frame.first_slot) // frame.run).sum())
         flow = np.zeros((runs, *self.flow.shape[:2], self.parameters))
@@ -306,7 +311,7 @@ class _Clusters:
             """Each thread's slots add to their own stretch of the lists."""
             common = (*first, frame, day, slots, flips, fresh, *lists)
             jobs = [
-                partial(function, *parts[t], *common, ends[t], imports[t], flow, count) for t in range(self.threads)
+                partial(function, *parts[t], *common, ends[t], outcomes[t], flow, count) for t in range(self.threads)
             ]
             ends[:] = share_out(jobs, self.threads)
 
@@ -314,7 +319,7 @@ class _Clusters:
         in_turn(evolution.evolve, stage, after, self.words)
         if old is not None:
             self.tapes[lane] = adjoint.record(
-                stage, after, frame, day, slots, flips, fresh, old, *lists, self.threads
+                stage, after, frame, day, slots, flips, fresh, old, *lists, parts, outcomes
             )
         in_turn(evolution.resolve, stage, after)
         if slots.link.shape[1]:
@@ -343,8 +348,8 @@ class _Clusters:
         self.heard[lane] = heard
         return heard
 
-    def _make_room(self, lane: int) -> list[NDArray[np.float64]]:
-        """Room for all that the offers of this step may add to the lists; returns that for weights that move."""
+    def _make_room(self, lane: int) -> list[Outcome]:
+        """Room for all that the offers of this step may add to the lists; returns that for how each thread's end."""
         slots, layers = self.slots[lane], self.frame.network.size
         grown = found = 0
         for low, high in self.fresh.span:
@@ -373,7 +378,15 @@ class _Clusters:
                 )
             self.limits[lane] = begins[1:]
             self.member[lane], self.alternative[lane] = member, alternative
-        return [np.empty((layers * found, self.parameters + 1)) for _ in range(self.threads)]
+        room = min(offered, slots.held.size)
+        return [
+            Outcome(
+                np.empty(room),
+                np.zeros((layers, 2), dtype=np.int64),
+                np.empty((min(layers * found, room), self.parameters + 1)),
+            )
+            for _ in range(self.threads)
+        ]
 
     def advance(
         self,
@@ -579,15 +592,16 @@ class _Clusters:
             listed = _listed(slots.first[slot], held)
             parts = {
                 "slot": slot,
-                # A group has at most `LARGEST` people.
-                "held": held.astype(np.uint8),
+                "held": held,
                 "member": self.member[lane][listed],
                 "alternative": self.alternative[lane][listed],
                 **{name: getattr(slots, name)[slot] for name in _KEPT},
             }
-            # Only whether a link stands matters; which generation it stands with doesn't.
-            source, link = slots.source[slot], slots.link[slot]
-            parts["source"] = np.where((source >= 0) & (link == slots.generation[source]), source, -1)
+            if slots.source.size:
+                parts |= {name: getattr(slots, name)[slot] for name in _LINKED}
+                # Only whether a link stands matters; which generation it stands with doesn't.
+                source, link = slots.source[slot], slots.link[slot]
+                parts["source"] = np.where((source >= 0) & (link == slots.generation[source]), source, -1)
             found |= {f"{lane}:{name}": array for name, array in parts.items()}
         return found
 
@@ -595,13 +609,14 @@ class _Clusters:
         """The inverse of `snapshot`, where nobody has alternatives yet."""
         self.count[:] = found["count"]
         for lane, slots in enumerate(self.slots):
-            slot, held = found[f"{lane}:slot"], found[f"{lane}:held"].astype(np.int32)
+            slot, held = found[f"{lane}:slot"], found[f"{lane}:held"]
             slots.held[slot] = held
-            slots.first[slot] = np.cumsum(held) - held
-            for name in _KEPT:
+            slots.first[slot] = np.cumsum(held, dtype=np.int64) - held
+            for name in (*_KEPT, *(_LINKED if slots.source.size else ())):
                 getattr(slots, name)[slot] = found[f"{lane}:{name}"]
-            source = found[f"{lane}:source"]
-            slots.source[slot], slots.link[slot] = source, np.where(source >= 0, 0, -1)
+            if slots.source.size:
+                source = found[f"{lane}:source"]
+                slots.source[slot], slots.link[slot] = source, np.where(source >= 0, 0, -1)
             self.member[lane] = found[f"{lane}:member"].copy()
             self.alternative[lane] = found[f"{lane}:alternative"].copy()
             # Whoever goes on may have other threads: the lists are copied before anything is added.
@@ -618,9 +633,9 @@ class _Clusters:
         self.flow[:], self.count[:] = 0.0, 0.0
 
 
-def _listed(first: NDArray[np.int32], held: NDArray[np.int32]) -> NDArray[np.int64]:
+def _listed(first: NDArray[np.int32], held: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Where the entries of some slots stand in the lists, one slot after another."""
-    begin = np.cumsum(held) - held
+    begin = np.cumsum(held, dtype=np.int64) - held
     return np.repeat(first - begin, held) + np.arange(int(held.sum()))
 
 

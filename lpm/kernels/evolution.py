@@ -10,6 +10,7 @@ from lpm.kernels.addresses import column
 from lpm.kernels.clusters import (
     BARE,
     GONE,
+    HELD,
     LIVE,
     NOBODY,
     OLD,
@@ -22,8 +23,8 @@ from lpm.kernels.clusters import (
     Fresh,
     Heard,
     Ints,
+    Outcome,
     Slots,
-    compete,
     key_of,
     layer_of,
     race,
@@ -37,9 +38,9 @@ _OLD_VARIATES = 32768
 
 
 @nb.njit(**BARE, inline="always")
-def uncounted_seed(seed: int, imported: int, layer: int) -> int:
+def uncounted_seed(seed: NDArray[np.int32], imported: NDArray[np.int8], layer: int, q: int) -> int:
     """Whose difference doesn't count, or −1: a seed counts only in the first layer, and only where it began."""
-    return seed if layer > 0 or imported == 1 else -1
+    return int(seed[q]) if seed.shape[0] > 0 and (layer > 0 or imported[q] == 1) else -1
 
 
 @nb.njit(**BARE, inline="always")
@@ -90,7 +91,7 @@ def evolve(
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
     used: int,
-    imports: Floats,
+    outcome: Outcome,
     flow: Floats,
     count: Floats,
 ) -> int:
@@ -106,13 +107,13 @@ def evolve(
         words: [agents].
         frame: the run's.
         day: the step's.
-        slots: their lists step; `total`, `best` and `winner` say what competes.
+        slots: their lists step; `winner` says who has them from now on.
         flips: of the step.
         fresh: of the step.
         member: lists of who differs.
         alternative: where they are.
         used: end of the lists of these slots.
-        imports: receives weights of imported alternatives, before any weight changes [imports, P + 1].
+        outcome: receives how they were competed for; no weight changes yet.
         flow: derivatives of transitions [runs, edges, classes, P].
         count: derivatives of people [runs, stages, classes, P].
 
@@ -126,12 +127,11 @@ def evolve(
     infectivity, infection_edge, infection_scale = frame.infectivity, frame.infection_edge, frame.infection_scale
     exit_edge, edge_of, target, susceptibility = frame.exit_edge, frame.edge_of, frame.target, frame.susceptibility
     pressure, share, factor, exits, address = day.pressure, day.share, day.factor, day.exit, day.address
-    first, held, head, weight, excess = slots.first, slots.held, slots.head, slots.weight, slots.excess
+    first, held, winner, weight, excess = slots.first, slots.held, slots.winner, slots.weight, slots.excess
     seed, imported, generation, source, link = slots.seed, slots.imported, slots.generation, slots.source, slots.link
-    total, best, winner, status = slots.total, slots.best, slots.winner, slots.status
-    many = classes.shape[0] > 0
+    status, many = slots.status, classes.shape[0] > 0
 
-    agent, size, span = flips.agent, flips.size, flips.span
+    agent, size, before, word, span = flips.agent, flips.size, flips.following, flips.chosen, flips.span
     for layer in range(layers):
         # There are many flips, in the order of agents: neighbours share a block of random words.
         counter = address[1] << np.uint64(16) | np.uint64(1 + layer)
@@ -149,41 +149,37 @@ def evolve(
                     lower, upper = block & np.uint64(0xFFFFFFFF), block >> np.uint64(32)
                     w0, w1, w2, w3 = philox(lower, upper, address[0], counter, address[2], address[3])
                 place = identity & np.uint64(3)
-                chosen = w0 if place == 0 else w1 if place == 1 else w2 if place == 2 else w3
-                compete(total, best, winner, status, q, k, size[k], key_of(chosen, size[k]))
-    direct = agent.shape[0]
-    newcomer, where, following, fresh_stage = fresh.agent, fresh.slot, fresh.following, fresh.stage
-    widest = 0
+                word[layer, k] = w0 if place == 0 else w1 if place == 1 else w2 if place == 2 else w3
+                before[layer, k] = winner[q]
+                winner[q] = k
+                status[q] |= TOUCHED
+    direct, widest = agent.shape[0], 0
     for layer in range(layers):
         widest = max(widest, width[layer])
+    newcomer, where, following, fresh_stage = fresh.agent, fresh.slot, fresh.following, fresh.stage
     for part in range(fresh.span.shape[0]):
         for k in range(fresh.span[part, 0], fresh.span[part, 1]):
             i, origin = newcomer[k], where[k]
             home = layer_of(first_slot, origin)
-            if origin >= low[home] and origin < high[home]:
-                following[k] = head[origin]
-                head[origin] = k
-                status[origin] |= TOUCHED
-            large = abs(weight[origin, last])
-            if large == 0.0:
-                continue
-            sub = (origin - first_slot[home]) % width[home]
+            lasts = weight[origin, last] != 0.0
             for layer in range(layers):
-                q = base[layer] + column(slot[layer], i)
-                if layer != home and q >= low[layer] and q < high[layer]:
-                    variate = 1 + layers + (home * widest + sub) * layers + layer
-                    key = race(_identity(first_id, ids, i), address, variate, large)
-                    compete(total, best, winner, status, q, direct + k, large, key)
+                q = origin if layer == home else base[layer] + column(slot[layer], i)
+                if q >= low[layer] and q < high[layer] and (lasts or layer == home):
+                    following[layer, k] = winner[q]
+                    winner[q] = direct + k
+                    status[q] |= TOUCHED
 
-    run_of, runs, taken = frame.run, 0, 0
+    ratios, imports = outcome.ratio, outcome.imports
+    run_of, runs, contests, taken = frame.run, 0, 0, 0
     for layer in range(layers):
         run, end_of_run = runs, first_slot[layer] + run_of[layer]
+        outcome.begin[layer, 0], outcome.begin[layer, 1] = contests, taken
         for q in range(low[layer], high[layer]):
             if status[q] == 0:
                 continue
             while q >= end_of_run:
                 run, end_of_run = run + 1, end_of_run + run_of[layer]
-            uncounted = uncounted_seed(seed[q], imported[q], layer)
+            uncounted = uncounted_seed(seed, imported, layer, q)
             begin, end = first[q], first[q]
             smallest = np.int64(-1)
             for m in range(begin, begin + held[q]):
@@ -242,45 +238,71 @@ def evolve(
                     end += 1
                     if smallest < 0 or _identity(first_id, ids, i) < _identity(first_id, ids, smallest):
                         smallest = np.int64(i)
-            k = head[q]
-            if k >= 0:
-                # The list grows: it moves to where there is room.
-                for m in range(begin, end):
-                    member[used + m - begin] = member[m]
-                    alternative[used + m - begin] = alternative[m]
-                begin, end = used, used + end - begin
-                head[q] = -1
-                while k >= 0:
-                    i, new = newcomer[k], np.int64(fresh_stage[k])
-                    if last > 0 and i != uncounted:
-                        c = np.int64(classes[i]) if many else 0
-                        _move(edge_of, flow, count, run, c, weight, q, stage[i], new, 1.0)
-                        _move(edge_of, flow, count, run, c, weight, q, stage[i], after[i], -1.0)
-                    member[end] = i
-                    alternative[end] = new
-                    end += 1
-                    if smallest < 0 or _identity(first_id, ids, i) < _identity(first_id, ids, smallest):
-                        smallest = np.int64(i)
-                    k = following[k]
+            # All who competed for the slot, and who differs from now on.
+            total, best, w, moved = 0.0, np.inf, NOBODY, False
+            offer = winner[q]
+            while offer >= 0:
+                large = 0.0
+                if offer < direct:
+                    large = size[offer]
+                    key = key_of(word[layer, offer], large)
+                    earlier = before[layer, offer]
+                else:
+                    f = offer - direct
+                    i, origin, earlier = newcomer[f], where[f], following[layer, f]
+                    if origin == q:
+                        if not moved:
+                            # The list grows: it moves to where there is room.
+                            for m in range(begin, end):
+                                member[used + m - begin] = member[m]
+                                alternative[used + m - begin] = alternative[m]
+                            begin, end, moved = used, used + end - begin, True
+                        new = np.int64(fresh_stage[f])
+                        if last > 0 and i != uncounted:
+                            c = np.int64(classes[i]) if many else 0
+                            _move(edge_of, flow, count, run, c, weight, q, stage[i], new, 1.0)
+                            _move(edge_of, flow, count, run, c, weight, q, stage[i], after[i], -1.0)
+                        member[end] = i
+                        alternative[end] = new
+                        end += 1
+                        if smallest < 0 or _identity(first_id, ids, i) < _identity(first_id, ids, smallest):
+                            smallest = np.int64(i)
+                    else:
+                        home = layer_of(first_slot, origin)
+                        sub = (origin - first_slot[home]) % width[home]
+                        variate = 1 + layers + (home * widest + sub) * layers + layer
+                        large = abs(weight[origin, last])
+                        key = race(_identity(first_id, ids, i), address, variate, large)
+                if large > 0.0:
+                    total += large
+                    if key < best:
+                        best, w = key, int(offer)
+                offer = earlier
+            if moved:
                 used = end
                 first[q] = begin
             held[q] = end - begin
             large = abs(weight[q, last])
-            if end > begin and large > 0.0:
-                if total[q] == 0.0:
-                    winner[q] = OLD
-                else:
-                    variate = _OLD_VARIATES + layer * 64 + (q - first_slot[layer]) % width[layer]
-                    key = race(_identity(first_id, ids, smallest), address, variate, large)
-                    compete(total, best, winner, status, q, OLD, large, key)
-            elif total[q] == 0.0:
-                winner[q] = GONE
-            if winner[q] >= direct:
-                origin = where[winner[q] - direct]
-                ratio = total[q] / abs(weight[origin, last])
+            lasts = end > begin and large > 0.0
+            if w == NOBODY:
+                winner[q] = OLD if lasts else GONE
+                continue
+            if lasts:
+                total += large
+                variate = _OLD_VARIATES + layer * 64 + (q - first_slot[layer]) % width[layer]
+                if race(_identity(first_id, ids, smallest), address, variate, large) < best:
+                    w = HELD
+            if w >= direct:
+                origin = where[w - direct]
+                large = abs(weight[origin, last])
                 for x in range(last + 1):
-                    imports[taken, x] = weight[origin, x] * ratio
+                    imports[taken, x] = weight[origin, x] * (total / large)
                 taken += 1
+            elif w >= 0:
+                large = size[w]
+            ratios[contests] = total / large
+            contests += 1
+            winner[q] = w
         runs += (first_slot[layer + 1] - first_slot[layer] + run_of[layer] - 1) // run_of[layer]
     return used
 
@@ -299,7 +321,7 @@ def resolve(
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
     used: int,
-    imports: Floats,
+    outcome: Outcome,
     flow: Floats,
     count: Floats,
 ) -> int:
@@ -322,9 +344,9 @@ def resolve(
     )
     first, held, weight, excess = slots.first, slots.held, slots.weight, slots.excess
     seed, imported, generation, source = slots.seed, slots.imported, slots.generation, slots.source
-    total, winner, status = slots.total, slots.winner, slots.status
+    winner, status, ratios, imports = slots.winner, slots.status, outcome.ratio, outcome.imports
     many, others, direct = classes.shape[0] > 0, source.shape[1], flips.agent.shape[0]
-    run_of, runs, taken = frame.run, 0, 0
+    run_of, runs, contests, taken = frame.run, 0, 0, 0
     for layer in range(layers):
         run, end_of_run = runs, first_slot[layer] + run_of[layer]
         for q in range(low[layer], high[layer]):
@@ -333,25 +355,30 @@ def resolve(
             while q >= end_of_run:
                 run, end_of_run = run + 1, end_of_run + run_of[layer]
             w = winner[q]
-            if w == OLD and total[q] == 0.0:
+            if w == OLD:
                 continue
+            ratio = 0.0
+            if w != GONE:
+                ratio = ratios[contests]
+                contests += 1
             # What the slot holds counts with another weight, or no longer.
-            ratio = total[q] / abs(weight[q, last]) if w == OLD else 0.0
-            if ratio != 1.0 and last > 0:
-                uncounted = uncounted_seed(seed[q], imported[q], layer)
+            change = ratio if w == HELD else 0.0
+            if change != 1.0 and last > 0:
+                uncounted = uncounted_seed(seed, imported, layer, q)
                 for m in range(first[q], first[q] + held[q]):
                     i = member[m]
                     if i != uncounted:
                         c = np.int64(classes[i]) if many else 0
-                        _add(count, run, alternative[m], c, weight, q, ratio - 1.0)
-                        _add(count, run, after[i], c, weight, q, 1.0 - ratio)
-            if w == OLD:
+                        _add(count, run, alternative[m], c, weight, q, change - 1.0)
+                        _add(count, run, after[i], c, weight, q, 1.0 - change)
+            if w == HELD:
                 for x in range(last + 1):
                     weight[q, x] *= ratio
                 continue
-            generation[q] += 1
-            if w == GONE:
+            if others > 0:
+                generation[q] += 1
                 seed[q] = -1
+            if w == GONE:
                 held[q] = 0
                 excess[q] = 0.0
                 continue
@@ -363,7 +390,6 @@ def resolve(
             if w < direct:
                 i, b = flips.agent[w], flips.branch[w]
                 c = np.int64(classes[i]) if many else 0
-                ratio = total[q] / flips.size[w]
                 gain = flips.factor[w]
                 if b >= 0:
                     for x in range(last + 1):
@@ -391,7 +417,6 @@ def resolve(
                     weight[q, last] += gain * p / (1.0 - p)
                 for x in range(last + 1):
                     weight[q, x] *= ratio
-                imported[q] = 0
                 alternative[place] = flips.stage[w]
                 if layer == 0:
                     _move(edge_of, flow, count, run, c, weight, q, stage[i], flips.stage[w], 1.0)
@@ -402,13 +427,13 @@ def resolve(
                 for x in range(last + 1):
                     weight[q, x] = imports[taken, x]
                 taken += 1
-                imported[q] = 1
                 alternative[place] = fresh.stage[k]
             for other in range(others):
                 source[q, other] = base[other] + column(slot[other], i) if other != layer else -1
-            if w >= direct and others > 0:
-                source[q, layer_of(first_slot, fresh.slot[w - direct])] = fresh.slot[w - direct]
-            seed[q] = i
+            if others > 0:
+                seed[q], imported[q] = i, w >= direct
+                if w >= direct:
+                    source[q, layer_of(first_slot, fresh.slot[w - direct])] = fresh.slot[w - direct]
             member[place] = i
         runs += (first_slot[layer + 1] - first_slot[layer] + run_of[layer] - 1) // run_of[layer]
     return used
@@ -431,7 +456,7 @@ def link(low: Ints, high: Ints, slots: Slots, flips: Flips, fresh: Fresh) -> Non
                     continue
                 theirs = winner[origin]
                 if w >= direct and origin == where[w - direct]:
-                    stands = theirs == OLD
+                    stands = theirs == OLD or theirs == HELD
                 elif w >= direct:
                     stands = theirs >= direct and seed[origin] == seed[q]
                     stands = stands and where[theirs - direct] == where[w - direct]
@@ -478,12 +503,10 @@ def survey(
         for q in range(low[layer], high[layer]):
             if status[q] == 0:
                 continue
-            slots.total[q] = 0.0
-            slots.best[q] = np.inf
             slots.winner[q] = NOBODY
             more = 0.0
             alive = False
-            uncounted = uncounted_seed(seed[q], imported[q], layer)
+            uncounted = uncounted_seed(seed, imported, layer, q)
             for m in range(first[q], first[q] + held[q]):
                 i, s = member[m], alternative[m]
                 heard = loud[s] == 1 or loud[after[i]] == 1
