@@ -217,7 +217,6 @@ class _Clusters:
         self.count = np.zeros((len(spec.stages), spec.class_count, lanes, parameters))
         # What one step of one lane needs; only what is written of it is ever backed by memory.
         cells = int(sum(network.cells for network in spec.networks))
-        self.words = np.empty(agents, dtype=np.uint32)
         self.pressure, self.share = np.zeros(cells), np.zeros(cells)
         self.code = np.zeros(cells, dtype=np.uint8)
         self.moved = np.empty((sum(spec.networks[k].cells for k in self.linear), parameters + 1))
@@ -316,7 +315,7 @@ class _Clusters:
             ends[:] = share_out(jobs, self.threads)
 
         old = adjoint.before(slots, *lists) if self.taped else None
-        in_turn(evolution.evolve, stage, after, self.words)
+        in_turn(evolution.evolve, stage, after)
         if old is not None:
             self.tapes[lane] = adjoint.record(
                 stage, after, frame, day, slots, flips, fresh, old, *lists, parts, outcomes
@@ -333,6 +332,7 @@ class _Clusters:
         slots, parts = self.slots[lane], list(zip(self.low, self.high, strict=True))
         ends = np.cumsum([sum(int(slots.held[a:b].sum()) for a, b in zip(*part, strict=True)) for part in parts])
         room = int(ends[-1])
+        self.heard[lane] = None  # its memory is needed
         heard = Heard(
             np.empty(room, dtype=np.int32),
             np.empty(room, dtype=np.int32),
@@ -432,7 +432,6 @@ class _Clusters:
                 self.slots[lane],
                 self.member[lane],
                 after,
-                self.words,
                 flows[t],
                 changed,
                 self.flips,

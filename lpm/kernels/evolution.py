@@ -35,6 +35,9 @@ from lpm.philox import philox
 __all__ = ["evolve", "link", "pack", "resolve", "scatter", "survey"]
 
 _OLD_VARIATES = 32768
+_NO_BLOCK = np.uint64(1 << 63)
+
+Words = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 
 
 @nb.njit(**BARE, inline="always")
@@ -46,6 +49,20 @@ def uncounted_seed(seed: NDArray[np.int32], imported: NDArray[np.int8], layer: i
 @nb.njit(**BARE, inline="always")
 def _identity(first_id: np.uint64, ids: NDArray[np.uint64], i: int) -> np.uint64:
     return ids[i] if ids.shape[0] > 0 else first_id + np.uint64(i)
+
+
+@nb.njit(**BARE, inline="always")
+def _block(block: np.uint64, counter: np.uint64, address: NDArray[np.uint64]) -> Words:
+    """The words of four neighbouring ids."""
+    lower, upper = block & np.uint64(0xFFFFFFFF), block >> np.uint64(32)
+    found: Words = philox(lower, upper, address[0], counter, address[2], address[3])
+    return found
+
+
+@nb.njit(**BARE, inline="always")
+def _of_block(words: Words, identity: np.uint64) -> np.uint64:
+    place = identity & np.uint64(3)
+    return words[0] if place == 0 else words[1] if place == 1 else words[2] if place == 2 else words[3]
 
 
 @nb.njit(**BARE, inline="always")
@@ -82,7 +99,6 @@ def evolve(
     high: Ints,
     stage: NDArray[np.int8],
     after: NDArray[np.int8],
-    words: NDArray[np.uint32],
     frame: Frame,
     day: Day,
     slots: Slots,
@@ -104,7 +120,6 @@ def evolve(
         high: end of the slots of each layer [layers].
         stage: actual, before [agents].
         after: actual, after [agents].
-        words: [agents].
         frame: the run's.
         day: the step's.
         slots: their lists step; `winner` says who has them from now on.
@@ -135,8 +150,7 @@ def evolve(
     for layer in range(layers):
         # There are many flips, in the order of agents: neighbours share a block of random words.
         counter = address[1] << np.uint64(16) | np.uint64(1 + layer)
-        block, known = np.uint64(0), False
-        w0 = w1 = w2 = w3 = np.uint64(0)
+        block, words = _NO_BLOCK, (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
         for part in range(span.shape[0]):
             for k in range(span[part, 0], span[part, 1]):
                 i = agent[k]
@@ -144,12 +158,10 @@ def evolve(
                 if q < low[layer] or q >= high[layer]:
                     continue
                 identity = _identity(first_id, ids, i)
-                if not known or identity >> np.uint64(2) != block:
-                    block, known = identity >> np.uint64(2), True
-                    lower, upper = block & np.uint64(0xFFFFFFFF), block >> np.uint64(32)
-                    w0, w1, w2, w3 = philox(lower, upper, address[0], counter, address[2], address[3])
-                place = identity & np.uint64(3)
-                word[layer, k] = w0 if place == 0 else w1 if place == 1 else w2 if place == 2 else w3
+                if identity >> np.uint64(2) != block:
+                    block = identity >> np.uint64(2)
+                    words = _block(block, counter, address)
+                word[layer, k] = _of_block(words, identity)
                 before[layer, k] = winner[q]
                 winner[q] = k
                 status[q] |= TOUCHED
@@ -171,6 +183,8 @@ def evolve(
 
     ratios, imports = outcome.ratio, outcome.imports
     run_of, runs, contests, taken = frame.run, 0, 0, 0
+    # The words of the actual step, which everybody here had too; neighbours share a block.
+    block, words = _NO_BLOCK, (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
     for layer in range(layers):
         run, end_of_run = runs, first_slot[layer] + run_of[layer]
         outcome.begin[layer, 0], outcome.begin[layer, 1] = contests, taken
@@ -186,7 +200,11 @@ def evolve(
                 i, old = member[m], alternative[m]
                 c = np.int64(classes[i]) if many else 0
                 new = np.int64(old)
-                drawn = np.int64(words[i])
+                identity = _identity(first_id, ids, i)
+                if identity >> np.uint64(2) != block:
+                    block = identity >> np.uint64(2)
+                    words = _block(block, address[1] << np.uint64(16), address)
+                drawn = np.int64(_of_block(words, identity))
                 if infection_edge[old] >= 0:
                     felt = 0.0
                     for n in range(networks):
@@ -236,7 +254,7 @@ def evolve(
                     member[end] = i
                     alternative[end] = new
                     end += 1
-                    if smallest < 0 or _identity(first_id, ids, i) < _identity(first_id, ids, smallest):
+                    if smallest < 0 or identity < _identity(first_id, ids, smallest):
                         smallest = np.int64(i)
             # All who competed for the slot, and who differs from now on.
             total, best, w, moved = 0.0, np.inf, NOBODY, False

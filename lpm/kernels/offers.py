@@ -109,7 +109,6 @@ def step(
     slots: Slots,
     member: NDArray[np.int32],
     after: NDArray[np.int8],
-    words: NDArray[np.uint32],
     flows: Ints,
     changed: Ints,
     flips: Flips,
@@ -127,7 +126,6 @@ def step(
         slots: their `status` is changed where somebody moved.
         member: who differs in which slot.
         after: receives the stages [agents].
-        words: receives the random words [agents].
         flows: receives transitions [edges, classes].
         changed: receives who moved, from `low` on [agents].
         flips: receives the flips, from `low` on.
@@ -154,7 +152,7 @@ def step(
     each = 0
     for layer in range(layers):
         each += widths[layer]
-    drawn_words = np.empty(_CHUNK + 8, dtype=np.uint32)
+    words = np.empty(_CHUNK + 8, dtype=np.uint32)
     bound = np.empty(_CHUNK, dtype=np.int32)
     row = np.empty(_CHUNK, dtype=np.int32)
     maybe = np.empty(_CHUNK + 1, dtype=np.int32)
@@ -163,9 +161,8 @@ def step(
     end, flip, new = low, low, low * each
     for start in range(low, high, _CHUNK):
         count = min(_CHUNK, high - start)
-        offset = draw(frame.first_id, ids, start, count, address[0], c3, address[2], address[3], drawn_words)
+        offset = draw(frame.first_id, ids, start, count, address[0], c3, address[2], address[3], words)
         for j in range(count):
-            words[start + j] = drawn_words[offset + j]
             after[start + j] = stage[start + j]
         if many:
             for j in range(count):
@@ -184,7 +181,7 @@ def step(
             r = row[j]
             maybe[found] = j
             # A byte of 255 has no upper bound.
-            found += (np.float64(drawn_words[offset + j]) < base[r] + bound[j] * reach[r]) | (
+            found += (np.float64(words[offset + j]) < base[r] + bound[j] * reach[r]) | (
                 (bound[j] >= 255) & (reach[r] > 0.0)
             )
         # In loops of their own, which run on whole vectors.
@@ -207,7 +204,7 @@ def step(
             i = start + j
             s = stage[i]
             c = np.int64(classes[i]) if many else 0
-            drawn = np.int64(drawn_words[offset + j])
+            drawn = np.int64(words[offset + j])
             edge = -1
             if infection_edge[s] >= 0:
                 scale, p = infection_scale[s], chances[m]
