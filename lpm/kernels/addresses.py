@@ -1,4 +1,4 @@
-"""Columns of numbers per agent that kernels read where they lie, by address.
+"""Columns of numbers, of agents or of cells, that kernels read where they lie, by address.
 
 A kernel that takes a varying number of arrays would have to be compiled for each number, or be given a copy of them,
 side by side: for cells and slots 4 bytes per agent and network. An array of addresses is one argument, whatever it
@@ -16,33 +16,48 @@ from llvmlite import ir
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["Addresses", "addresses_of", "column"]
+__all__ = ["Addresses", "addresses_of", "column", "float_column"]
 
 Addresses = NDArray[np.uint64]
 
 
-def addresses_of(columns: Sequence[NDArray[np.int32] | None]) -> Addresses:
-    """Where columns [agents] lie; None, for 0, 1, 2, …, is at address 0.
+def addresses_of(columns: Sequence[NDArray[np.int32] | NDArray[np.float64] | None]) -> Addresses:
+    """Where columns lie; None, for the numbers 0, 1, 2, … or for ones, is at address 0.
 
     Raises:
-        ValueError: for a column that `column` can't read.
+        ValueError: for a column that neither `column` nor `float_column` can read.
     """
     for values in columns:
-        if values is not None and (values.dtype != np.int32 or not values.flags.c_contiguous):
-            raise ValueError("a column is contiguous int32")
+        if values is not None and not (values.dtype in (np.int32, np.float64) and values.flags.c_contiguous):
+            raise ValueError("a column is contiguous, of int32 or float64")
     return np.array([0 if values is None else values.ctypes.data for values in columns], dtype=np.uint64)
 
 
-@intrinsic
-def _load(_: Any, address: Any, i: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
-        return builder.load(builder.gep(pointer, [arguments[1]]))
+def _loader(number: Any, width: Any) -> Any:
+    """A function of a kernel that reads one entry of a column."""
 
-    return nb.types.int32(nb.types.uint64, nb.types.int64), generate
+    @intrinsic
+    def load(_: Any, address: Any, i: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            pointer = builder.inttoptr(arguments[0], width.as_pointer())
+            return builder.load(builder.gep(pointer, [arguments[1]]))
+
+        return number(nb.types.uint64, nb.types.int64), generate
+
+    return load
+
+
+_load = _loader(nb.types.int32, ir.IntType(32))
+_load_float = _loader(nb.types.float64, ir.DoubleType())
 
 
 @nb.njit(_nrt=False, inline="always")
 def column(address: np.uint64, i: int) -> int:
-    """Entry i of a column."""
+    """Entry i of a column of whole numbers."""
     return i if address == np.uint64(0) else int(_load(address, i))
+
+
+@nb.njit(_nrt=False, inline="always")
+def float_column(address: np.uint64, i: int) -> float:
+    """Entry i of a column of numbers."""
+    return 1.0 if address == np.uint64(0) else float(_load_float(address, i))

@@ -31,10 +31,11 @@ from torch import Tensor
 
 from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
+from lpm.kernels.addresses import addresses_of
 from lpm.kernels.cell_hazards import cell_hazards
 from lpm.kernels.clusters import Day, Frame, Heard, Outcome
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
-from lpm.kernels.frames import clear_slots, make_flips, make_frame, make_fresh, make_ranges, make_share, make_slots
+from lpm.kernels.frames import clear_slots, make_among, make_flips, make_frame, make_fresh, make_ranges, make_slots
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
 from lpm.networks import Edges, Groups, Network
 from lpm.relax import thresholds
@@ -217,14 +218,15 @@ class _Clusters:
         self.count = np.zeros((len(spec.stages), spec.class_count, lanes, parameters))
         # What one step of one lane needs; only what is written of it is ever backed by memory.
         cells = int(sum(network.cells for network in spec.networks))
-        self.pressure, self.share = np.zeros(cells), np.zeros(cells)
+        self.pressure = np.zeros(cells)
         self.code = np.zeros(cells, dtype=np.uint8)
         self.moved = np.empty((sum(spec.networks[k].cells for k in self.linear), parameters + 1))
         self.flips = make_flips(agents, self.threads, self.frame.network.size)
         self.fresh = make_fresh(agents * int(self.frame.width.sum()), self.threads, self.frame.network.size)
         strength = float(np.outer(self.frame.infection_scale, spec.susceptibility).max(initial=0.0))
         self.unit = _TOP / 254.0 / (strength or 1.0)
-        self.shared_out = [False for _ in spec.networks]
+        self._divisors: list[NDArray[np.float64] | None] = []
+        self.among = np.zeros(len(spec.networks), dtype=np.uint64)
         self._left: dict[int, tuple[Any, Any, Any]] = {}
 
     def start(
@@ -279,7 +281,7 @@ class _Clusters:
             self.code,
             np.zeros(0),
             np.zeros(0),
-            self.share,
+            self.among,
             np.zeros(0),
             np.zeros((0, self.parameters)),
             np.zeros((0, self.parameters + 1)),
@@ -458,6 +460,9 @@ class _Clusters:
         factor = np.empty(len(spec.networks))
         factor_dot = np.empty((len(spec.networks), self.parameters))
         heard = self.heard[lane] or self._survey(lane, stage)
+        if not self._divisors:
+            self._divisors = [make_among(network, tables.sizes[network.name]) for network in spec.networks]
+            self.among = addresses_of(self._divisors)
         jobs: list[Callable[[], Any]] = []
 
         def encode(k: int, place: Network, people: NDArray[np.float64] | None, here: slice) -> None:
@@ -478,9 +483,6 @@ class _Clusters:
             here = slice(int(frame.first_cell[k]), int(frame.first_cell[k]) + network.cells)
             factor[k] = tables.factors[network.name].expand(len(self.slots))[lane]
             factor_dot[k] = np.broadcast_to(slopes.factors[network.name], (len(self.slots), self.parameters))[lane]
-            if not self.shared_out[k]:
-                self.share[here] = make_share(network, size)
-                self.shared_out[k] = True
             people = None if size is None else size.numpy()
             if k in self.linear:
                 jobs.append(partial(encode, k, network, people, here))
@@ -497,7 +499,7 @@ class _Clusters:
                         np.ascontiguousarray(totals[k]),
                         np.empty(0) if people is None else people,
                         closed,
-                        self.share[here],
+                        self.among[k],
                         excess,
                         int(frame.width[layer]),
                         factor[k],
@@ -516,7 +518,7 @@ class _Clusters:
             self.code,
             limit.astype(np.float64).reshape(-1),
             reach,
-            self.share,
+            self.among,
             factor,
             factor_dot,
             self.moved,

@@ -142,7 +142,8 @@ class Day(NamedTuple):
         code: a bound of what decides or offers a flip there, as a byte (`lpm.kernels.cpu`) [cells].
         base: words below this may decide or offer something, by stage and class [stages · classes].
         reach: how much a unit of code adds to it [stages · classes].
-        share: pressure from one unit of infectivity of a member [cells].
+        among: columns (`lpm.kernels.addresses`): how many people of a cell a member's infectivity is shared out among
+            [networks].
         factor: hazard per unit of pressure [networks].
         factor_dot: its derivatives [networks, P].
         linear: derivatives and reference (last) of the hazard in cells of linear networks [linear cells, P + 1].
@@ -156,7 +157,7 @@ class Day(NamedTuple):
     code: NDArray[np.uint8]
     base: Floats
     reach: Floats
-    share: Floats
+    among: Addresses
     factor: Floats
     factor_dot: Floats
     linear: Floats

@@ -6,7 +6,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.addresses import column
+from lpm.kernels.addresses import column, float_column
 from lpm.kernels.clusters import (
     BARE,
     GONE,
@@ -141,7 +141,7 @@ def evolve(
     layer_number, first_slot, width = frame.layer, frame.first_slot, frame.width
     infectivity, infection_edge, infection_scale = frame.infectivity, frame.infection_edge, frame.infection_scale
     exit_edge, edge_of, target, susceptibility = frame.exit_edge, frame.edge_of, frame.target, frame.susceptibility
-    pressure, share, factor, exits, address = day.pressure, day.share, day.factor, day.exit, day.address
+    pressure, among, factor, exits, address = day.pressure, day.among, day.factor, day.exit, day.address
     first, held, winner, weight, excess = slots.first, slots.held, slots.winner, slots.weight, slots.excess
     seed, imported, generation, source, link = slots.seed, slots.imported, slots.generation, slots.source, slots.link
     status, many = slots.status, classes.shape[0] > 0
@@ -208,22 +208,21 @@ def evolve(
                 if infection_edge[old] >= 0:
                     felt = 0.0
                     for n in range(networks):
-                        cell = first_cell[n] + column(cells[n], i)
-                        there = pressure[cell]
-                        own = share[cell] * (infectivity[n, old] - infectivity[n, stage[i]])
+                        cell = column(cells[n], i)
+                        there = pressure[first_cell[n] + cell]
                         other = layer_number[n]
+                        # The difference from the actual sum that the agent meets.
+                        more = infectivity[n, old] - infectivity[n, stage[i]]
                         if other == layer:
-                            there += share[cell] * excess[q]
-                        elif other < 0:
-                            there += own
-                        elif seed[q] == i:
+                            more = excess[q]
+                        elif other >= 0 and seed[q] == i:
                             # What the seed meets in the source's layer is the source's alternative, while that stands.
                             origin = source[q, other]
                             if origin >= 0 and link[q, other] == generation[origin]:
-                                there += share[cell] * excess[origin]
+                                more = excess[origin]
                             else:
-                                there = 0.0
-                        else:
+                                there = more = 0.0
+                        elif other >= 0:
                             away = base[other] + column(slot[other], i)
                             if (
                                 away >= 0
@@ -232,9 +231,9 @@ def evolve(
                                 and source[away, layer] == q
                                 and link[away, layer] == generation[q]
                             ):
-                                there += share[cell] * excess[away]
-                            else:
-                                there += own
+                                more = excess[away]
+                        if more != 0.0:
+                            there += more / float_column(among[n], cell)
                         felt = felt + factor[n] * max(there, 0.0)
                     felt = felt * susceptibility[c]
                     felt = felt * infection_scale[old]

@@ -18,19 +18,22 @@ from lpm.kernels.spec import Spec
 from lpm.networks import Edges, Groups, Network
 from lpm.rng import Ids
 
-__all__ = ["clear_slots", "make_flips", "make_frame", "make_fresh", "make_ranges", "make_share", "make_slots"]
+__all__ = ["clear_slots", "make_among", "make_flips", "make_frame", "make_fresh", "make_ranges", "make_slots"]
 
 
-def make_share(network: Network, size: Tensor | None) -> NDArray[np.float64]:
-    """Pressure that one unit of infectivity of a member makes in their own cell [cells]."""
+def make_among(network: Network, size: Tensor | None) -> NDArray[np.float64] | None:
+    """How many people one unit of infectivity of a member is shared out among in their own cell; None: one [cells]."""
+    people = None if size is None else size.numpy()
     if isinstance(network, Edges):
-        return np.zeros(network.cells)
-    own = np.ones(network.cells) if size is None else 1.0 / np.maximum(size.numpy(), 1.0)
+        return np.full(network.cells, np.inf)
     if network.mixing is not None:
-        own = own * np.diagonal(np.asarray(network.mixing, dtype=np.float64))
+        own = np.diagonal(np.asarray(network.mixing, dtype=np.float64))
+        with np.errstate(divide="ignore"):
+            return (1.0 if people is None else np.maximum(people, 1.0)) / own
     if isinstance(network, Groups) and network.outsiders:
-        own[0] = 0.0
-    return own
+        people = np.ones(network.cells) if people is None else people.copy()
+        people[0] = np.inf
+    return people
 
 
 def make_ranges(frame: Frame, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

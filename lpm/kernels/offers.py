@@ -6,7 +6,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.addresses import column
+from lpm.kernels.addresses import column, float_column
 from lpm.kernels.clusters import SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots, chance
 from lpm.kernels.cpu import _byte
 from lpm.kernels.decisions import hazard_of, one_minus_exp
@@ -26,7 +26,7 @@ def encode_layer(
     total: Ints,
     size: Floats,
     closed: bool,
-    share: Floats,
+    among: np.uint64,
     excess: Floats,
     width: int,
     factor: float,
@@ -42,7 +42,7 @@ def encode_layer(
         total: infectivity words [cells].
         size: people by whom sums are divided, or empty [cells].
         closed: whether the people of cell 0 meet nobody.
-        share: pressure from one unit of infectivity [cells].
+        among: address of how many people a member's infectivity is shared out among.
         excess: of the layer's slots [slots].
         width: slots of a cell.
         factor: hazard per unit of pressure.
@@ -61,7 +61,7 @@ def encode_layer(
         pressure[g] = felt
         code[g] = 0
         if felt != 0.0 or most != 0.0:
-            code[g] = _byte(factor * (felt * _BEYOND + share[g] * most), unit)
+            code[g] = _byte(factor * (felt * _BEYOND + most / float_column(among, g)), unit)
 
 
 @nb.njit(nogil=True, cache=True)
@@ -139,7 +139,7 @@ def step(
     alone, first_linear, widths = frame.alone, frame.first_linear, frame.width
     infection_edge, infection_scale, exit_edge = frame.infection_edge, frame.infection_scale, frame.exit_edge
     target, susceptibility = frame.target, frame.susceptibility
-    pressure, share, factor, linear = day.pressure, day.share, day.factor, day.linear
+    pressure, among, factor, linear = day.pressure, day.among, day.factor, day.linear
     exits, window, exit_weight = day.exit, day.window, day.exit_weight
     code, base, reach, address = day.code, day.base, day.reach, day.address
     status, held, excess, first = slots.status, slots.held, slots.excess, slots.first
@@ -231,7 +231,7 @@ def step(
                     if n < 0 or base_of[layer] + column(slot[layer], i) < 0:
                         continue
                     cell = column(cells[n], i)
-                    unit = factor[n] * share[first_cell[n] + cell]
+                    unit = factor[n] / float_column(among[n], cell)
                     if unit == 0.0:
                         continue
                     one = first_slot[layer] + cell * widths[layer]
