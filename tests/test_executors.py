@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lpm
-from lpm.kernels import cpu, tangents
+from lpm.kernels import cpu, tangent_steps, tangents
 from lpm.kernels.cell_hazards import cell_hazards
 from lpm.kernels.spec import hazards
 from lpm.simulation import Keeper, run
@@ -37,33 +37,39 @@ def _stages(rng: np.random.Generator, classes: int) -> dict:
     }
 
 
-def _model(number: int, order: np.ndarray | None = None) -> lpm.Model:
-    """Random spec `number`, its agents stored in another order if one is given."""
+def _model(number: int, order: np.ndarray | None = None, agents: int = AGENTS, many: bool = False) -> lpm.Model:
+    """Random spec `number`, its agents stored in another order if one is given, with more parameters if `many`."""
     rng = np.random.default_rng(number)
     classes = int(rng.integers(1, 4))
-    order = np.arange(AGENTS) if order is None else order
+    order = np.arange(agents) if order is None else order
     place = np.argsort(order)
-    label = np.sort(rng.integers(0, 80, AGENTS))
-    team = rng.integers(-20, 30, AGENTS) * int(rng.integers(1, 1000))  # those below 0 are in none
-    pairs = rng.integers(0, AGENTS, (300, 2))
+    label = np.sort(rng.integers(0, agents // 3, agents))
+    team = rng.integers(-20, 30, agents) * int(rng.integers(1, 1000))  # those below 0 are in none
+    pairs = rng.integers(0, agents, (5 * agents // 4, 2))
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    cell, mixed = rng.integers(0, 5, AGENTS), rng.integers(0, 4, AGENTS)
-    class_of = rng.integers(0, classes, AGENTS)
+    cell, mixed = rng.integers(0, 5, agents), rng.integers(0, 4, agents)
+    class_of = rng.integers(0, classes, agents)
     networks = [
         lpm.Groups("home", label[order], normalise=str(rng.choice(["size", "none"]))),
         lpm.Groups("team", team[order], normalise=str(rng.choice(["size", "none"]))),
-        lpm.Edges("web", place[pairs], agents_in_all=AGENTS, directed=bool(rng.random() < 0.5)),
+        lpm.Edges("web", place[pairs], agents_in_all=agents, directed=bool(rng.random() < 0.5)),
         lpm.Groups("city", cell[order], groups=5, shared=True, mixing=rng.uniform(0, 0.6, (5, 5)) * (cell[:5] > 0)),
         lpm.Groups("bloc", mixed[order], mixing=rng.uniform(0, 0.6, (4, 4)), normalise="none"),
     ]
     used = [networks[0], *(network for network in networks[1:] if rng.random() < 0.6)]
     graph = _stages(rng, classes)
     graph["initial"]["P"] = place[graph["initial"]["P"]]
-    heat = lpm.Parameter("heat", prior="lognormal(0, 1)")
-    over = {n.name: heat * float(rng.uniform(0.1, 0.6)) * (0.03 if n.normalise == "none" else 1.0) for n in used}
+    heat = dict.fromkeys((n.name for n in used), lpm.Parameter("heat", prior="lognormal(0, 1)"))
+    if many:
+        heat = {n.name: lpm.Parameter(f"heat_{n.name}", prior="lognormal(0, 1)") for n in used}
+        recovery = lpm.Parameter("recovery", prior="beta(2, 5)")
+        graph["progression"] |= {"A -> R": lpm.leave(probability=recovery), "I -> R": recovery * recovery}
+    over = {
+        n.name: heat[n.name] * float(rng.uniform(0.1, 0.6)) * (0.03 if n.normalise == "none" else 1.0) for n in used
+    }
     ids = (order + 2**62) if number % 2 else (order * 3 + 1)
     return lpm.Model(
-        lpm.Population(AGENTS, ids=ids.astype(np.uint64), attributes={"class": class_of[order]}),
+        lpm.Population(agents, ids=ids.astype(np.uint64), attributes={"class": class_of[order]}),
         used,
         [lpm.Contagion(over=over, **graph)],
         outputs={
@@ -77,8 +83,8 @@ def _model(number: int, order: np.ndarray | None = None) -> lpm.Model:
 
 
 def _theta(model: lpm.Model, lanes: int) -> np.ndarray:
-    value = {"heat": np.linspace(0.5, 6.0, lanes), "initial": np.linspace(0.02, 0.2, lanes)}
-    return np.stack([value[p.name] for p in model.parameters], axis=1)
+    ends = {"heat": (0.5, 6.0), "initial": (0.02, 0.2), "recovery": (0.2, 0.4)}
+    return np.stack([np.linspace(*ends[p.name.partition("_")[0]], lanes) for p in model.parameters], axis=1)
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -104,11 +110,15 @@ def test_any_spec_gives_the_same_bits(number, monkeypatch):
 
 @pytest.mark.parametrize("number", range(12))
 def test_tangents_carried_beside_the_values_are_those_of_torch(number, monkeypatch):
-    model = _model(number)
+    # Several blocks of agents, and more than four parameters.
+    agents, many = 1500, number % 3 != 0
+    model = _model(number, agents=agents, many=many)
+    shuffled = _model(number, np.random.default_rng(9).permutation(agents), agents, many)
     theta = _theta(model, 1 + number % 2)
+    assert not many or len(model.parameters) == 2 + len(model.networks)
     reference = run(model, theta, steps=STEPS, seed=number, derivative="forward", executor="reference")
-    whole = run(model, theta, steps=STEPS, seed=number, derivative="forward")
-    assert reference.executor == "reference" and whole.executor == "cpu"
+    whole = [run(people, theta, steps=STEPS, seed=number, derivative="forward") for people in (model, shuffled)]
+    assert reference.executor == "reference" and whole[0].executor == "cpu"
     assert reference.tangents is not None and np.abs(reference.tangents).max() > 1
     # A large population is added up in pieces, the same ones for any number of threads.
     monkeypatch.setattr(cpu, "_SMALL", 0)
@@ -116,12 +126,28 @@ def test_tangents_carried_beside_the_values_are_those_of_torch(number, monkeypat
     pieces = []
     for count in ("1", "3"):
         monkeypatch.setenv("NUMBA_NUM_THREADS", count)
-        pieces.append(run(model, theta, steps=STEPS, seed=number, derivative="forward"))
-    for found in (whole, *pieces):
+        pieces += [run(people, theta, steps=STEPS, seed=number, derivative="forward") for people in (model, shuffled)]
+    for found in (*whole, *pieces):
         assert np.array_equal(found.words, reference.words)
         apart = np.abs(found.tangents - reference.tangents).max(axis=(0, 2))
         assert (apart <= 1e-9 * np.abs(reference.tangents).max(axis=(0, 2)) + 1e-15).all()
-    assert np.array_equal(pieces[0].tangents, pieces[1].tangents)
+    assert np.array_equal(pieces[0].tangents, pieces[2].tangents)
+    assert np.array_equal(pieces[1].tangents, pieces[3].tangents)
+
+
+def test_blocks_of_agents_are_of_whole_groups():
+    rng = np.random.default_rng(0)
+    cell = np.repeat(np.arange(3000), rng.integers(1, 300, 3000)).astype(np.int32)
+    blocks = tangent_steps.blocks_of(cell, False, cell.size)
+    assert blocks[0] == 0 and blocks[-1] == cell.size and np.diff(blocks).max() <= tangent_steps._BLOCK
+    assert np.diff(blocks).min() > 0 and (cell[blocks[1:-1]] != cell[blocks[1:-1] - 1]).all()
+    # A group longer than a block has none, but those who are in no group may be cut anywhere.
+    cell[:1000] = 0
+    assert not tangent_steps.blocks_of(cell, False, cell.size).size
+    blocks = tangent_steps.blocks_of(cell, True, cell.size)
+    assert blocks[-1] == cell.size and np.diff(blocks).max() <= tangent_steps._BLOCK
+    inside = blocks[1:-1][cell[blocks[1:-1]] > 0]
+    assert (cell[inside] != cell[inside - 1]).all() and (cell[blocks[1:-1]] == 0).any()
 
 
 def test_tangents_of_what_the_executor_does_not_see_are_left_to_torch():

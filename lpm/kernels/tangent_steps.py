@@ -1,345 +1,665 @@
 """What a step does to the tangents of each agent: the compiled loops of `lpm.kernels.tangents`.
 
-An agent's tangents are a column for each live stage and parameter, side by side for neighbouring agents, so that the
-loops over a block of agents run on whole vectors. The columns of an agent sum to 0 (somebody moves from one stage to
-another), which spares the stages that nobody leaves and that pass nothing on.
+The tangents of a live stage are a row: P numbers of each agent, filled up to whole quads of four (`lpm.kernels.quads`),
+agent after agent. Tables of cells are alike, so that what an agent feels in a cell is one piece of memory. An agent's
+rows sum to 0 (somebody moves from one stage to another), which spares the stages that nobody leaves and that pass
+nothing on.
+
+Agents go in blocks that fit a cache of their core. Where a network's agents are stored group by group and no group is
+longer than a block, blocks are of whole groups, and what a group passes on is added up where it is read: this network,
+the `inner` one, has no table. It is the households of most populations, and with a third of all agents as cells their
+table would be the longest of all.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from lpm.kernels.addresses import Addresses, column, float_column
 from lpm.kernels.decisions import one_minus_exp
+from lpm.kernels.quads import LENGTH, load, load_at, nothing, store, store_at, zeros
 
-__all__ = ["advance", "emit", "finish", "scatter", "spread_edges"]
+__all__ = [
+    "Course",
+    "Felt",
+    "Nets",
+    "Parts",
+    "Room",
+    "advance",
+    "blocks_of",
+    "finish",
+    "join",
+    "room_for",
+    "scatter",
+    "spread",
+]
 
-_BLOCK = 256
+_BLOCK = 512
+"""Agents in a block, at most."""
 _LARGEST = 32.0
 """`one_minus_exp` is constant beyond."""
+_ONE = 2.0**-32
+"""Value of the last bit of an infectivity sum."""
+
+
+class Nets(NamedTuple):
+    """The networks of a contagion, as the loops read them; the speaking rows of all of them are in one list.
+
+    Attributes:
+        cells: group of each agent; address 0 over edges [networks][agents].
+        units: which of the network's different sizes each cell has [networks][cells].
+        closed: whether the first cell is of those in no group [networks].
+        apart: whether nobody meets themselves in their own group, and neither may their tangent come back [networks].
+        rows: rows of the stages that pass on more than the least [M of all networks].
+        first: where a network's rows begin in `rows`, and the end of all [networks + 1].
+        infectivity: [networks, S].
+        inner: the network that has no table, or −1.
+    """
+
+    cells: Addresses
+    units: Addresses
+    closed: NDArray[np.bool_]
+    apart: NDArray[np.bool_]
+    rows: NDArray[np.int64]
+    first: NDArray[np.int64]
+    infectivity: NDArray[np.float64]
+    inner: int
+
+
+class Felt(NamedTuple):
+    """What the networks do today.
+
+    Attributes:
+        at: where a network's numbers begin in `passed` and `back` [networks].
+        passed: what a unit of the tangent of each speaking row passes on, by the agent's own stage
+            [networks][units, S, M].
+        back: hazard that comes back by it, where nobody meets themselves; 0 for those in no group
+            [networks][units, S, M].
+        unit_at: where a network's numbers begin in `share` [networks].
+        share: one over the people of each unit, and 0 for those in no group [networks][units].
+        factors: hazard per unit of pressure [networks].
+        moved: its tangents [quads × networks × 4].
+        words: infectivity sums of the inner network [its cells].
+        hazards: of each cell, but the inner network's [networks][cells].
+        tangents: of these [networks][quads, cells, 4].
+        lengths: cells of each network [networks].
+    """
+
+    at: NDArray[np.int64]
+    passed: NDArray[np.float64]
+    back: NDArray[np.float64]
+    unit_at: NDArray[np.int64]
+    share: NDArray[np.float64]
+    factors: NDArray[np.float64]
+    moved: NDArray[np.float64]
+    words: NDArray[np.int64]
+    hazards: Addresses
+    tangents: Addresses
+    lengths: NDArray[np.int64]
+
+
+class Parts(NamedTuple):
+    """Where parts of the population are added up apart.
+
+    Attributes:
+        tables: of each network and part [networks, parts][quads, cells of the part, 4].
+        first: first cell of a part [networks, parts].
+        last: end of its cells [networks, parts].
+    """
+
+    tables: Addresses
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+
+
+class Course(NamedTuple):
+    """Who moves where in a step.
+
+    Attributes:
+        moves: every transition out of a live stage, in such an order that the ones into a stage come after those out of
+            it: its stage, its edge, whether it is an infection, its place among the stage's exits, whether it is the
+            first and whether it is the last out of its stage [moves, 6].
+        row: of the stage of each [moves].
+        into: row of the stage that it leads to, or −1 if it has none [moves].
+        early: whether it comes before those out of that stage, as on a way round [moves].
+        late: rows that early moves lead into [late rows].
+        heard: rows that speak in some network where nobody meets themselves [heard rows].
+        susceptibility: [C].
+        scale: relative susceptibility of each stage [S].
+        chance: probability of each exit [S, most, C].
+        slopes: its tangents [quads × S × most × C × 4].
+        steep: whether a stage's are not all 0 [S].
+    """
+
+    moves: NDArray[np.int64]
+    row: NDArray[np.int64]
+    into: NDArray[np.int64]
+    early: NDArray[np.bool_]
+    late: NDArray[np.int64]
+    heard: NDArray[np.int64]
+    susceptibility: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    chance: NDArray[np.float64]
+    slopes: NDArray[np.float64]
+    steep: NDArray[np.bool_]
+
+
+class Room(NamedTuple):
+    """Where the loops over a block keep what they need of it: what a loop makes itself is counted at every use.
+
+    Attributes:
+        hazard: that each agent feels [block].
+        chance: of each move [moves, block].
+        group: of each agent in the inner network, as they come in the block [block].
+        begins: where each of those begins, and the end of the last [block + 1].
+        cell: each of them [block].
+        share: one over the people of each [block].
+        pressure: in each [block].
+        speaks: whether a stage passes something on where nobody meets themselves, and last whether one does that can
+            be infected [S + 1].
+        who: who decides on an infection, as far as the tangent of their hazard matters; one more is written than
+            counts [block + 1].
+        move: by which move [block].
+        slope: of its probability by the hazard [block].
+        back: what comes back of the tangents of theirs [rows, block].
+        quads: what those feel, what is left in a stage, and early arrivals in each row [(2 + rows) × block × 4].
+    """
+
+    hazard: NDArray[np.float64]
+    chance: NDArray[np.float64]
+    group: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    cell: NDArray[np.int64]
+    share: NDArray[np.float64]
+    pressure: NDArray[np.float64]
+    speaks: NDArray[np.bool_]
+    who: NDArray[np.int64]
+    move: NDArray[np.int64]
+    slope: NDArray[np.float64]
+    back: NDArray[np.float64]
+    quads: NDArray[np.float64]
+
+
+def room_for(nets: Nets, course: Course, rows: int) -> Room:
+    """Room for one thread's blocks."""
+    speaks = np.logical_or.reduce(nets.infectivity[nets.apart] > 0.0, axis=0)
+    infected = course.moves[course.moves[:, 2] == 1, 0]
+    return Room(
+        hazard=np.empty(_BLOCK),
+        chance=np.empty((course.row.size, _BLOCK)),
+        group=np.empty(_BLOCK, dtype=np.int64),
+        begins=np.zeros(_BLOCK + 1, dtype=np.int64),
+        cell=np.empty(_BLOCK, dtype=np.int64),
+        share=np.empty(_BLOCK),
+        pressure=np.empty(_BLOCK),
+        speaks=np.append(speaks, speaks[infected].any()),
+        who=np.empty(_BLOCK + 1, dtype=np.int64),
+        move=np.empty(_BLOCK, dtype=np.int64),
+        slope=np.empty(_BLOCK),
+        back=np.empty((rows, _BLOCK)),
+        quads=zeros((2 + rows) * _BLOCK * LENGTH),
+    )
 
 
 @nb.njit(nogil=True, cache=True)
-def emit(
-    start: int,
-    count: int,
-    stage: NDArray[np.int8],
-    cell: NDArray[np.int32],
-    unit: NDArray[np.int32],
-    kind: NDArray[np.int64],
-    speaking: NDArray[np.int64],
-    curved: NDArray[np.float64],
-    carried: NDArray[np.float64],
-    factor: NDArray[np.float64],
-    out: NDArray[np.float64],
-) -> None:
-    """Tangents of what each agent of a block passes on in one network [P, block].
+def blocks_of(cell: NDArray[np.int32], closed: bool, agents: int) -> NDArray[np.int64]:
+    """Where blocks begin, and the end of the last; empty where some group is longer than a block.
 
     Args:
-        start: first agent of the block.
-        count: how many.
-        stage: of each agent [agents].
-        cell: group of each agent; empty over edges [agents].
-        unit: row of `curved` of each group; empty where there is one row [cells].
-        kind: infectivity of each stage, as a column of `curved` [S].
-        speaking: rows of `carried` that belong to infectious stages [M].
-        curved: what one unit of the tangent of each infectious stage passes on, by the agent's own stage
-            [units, kinds, M].
-        carried: tangents [rows, P, agents].
-        factor: room [block].
-        out: the result.
+        cell: group of each agent, if blocks are of whole groups; else empty [agents].
+        closed: whether those of cell 0 are in no group.
+        agents: how many.
     """
-    out[:, :count] = 0.0
-    for m in range(speaking.size):
-        if unit.size:
-            for j in range(count):
-                factor[j] = curved[unit[cell[start + j]], kind[stage[start + j]], m]
-        else:
-            for j in range(count):
-                factor[j] = curved[0, kind[stage[start + j]], m]
-        for p in range(out.shape[0]):
-            row, into = carried[speaking[m], p, start : start + count], out[p]
-            for j in range(count):
-                into[j] += factor[j] * row[j]
+    found = np.empty(2 * (agents // _BLOCK) + 2, dtype=np.int64)
+    start, count = 0, 0
+    found[0] = 0
+    while start < agents:
+        end = min(start + _BLOCK, agents)
+        if cell.size and end < agents:
+            while end > start and cell[end] == cell[end - 1] and not (closed and cell[end] == 0):
+                end -= 1
+            if end == start:
+                return found[:0]
+        count += 1
+        found[count] = end
+        start = end
+    return found[: count + 1].copy()
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _passed(
+    carried: NDArray[np.float64],
+    place: int,
+    length: int,
+    nets: Nets,
+    n: int,
+    passed: NDArray[np.float64],
+    at: int,
+) -> Any:
+    """Four tangents of what an agent passes on in network n.
+
+    Args:
+        carried: tangents [quads × rows × agents × 4].
+        place: of the agent in row 0 of them.
+        length: of a row.
+        nets: the networks.
+        n: which.
+        passed: see `Felt`.
+        at: the agent's in it.
+    """
+    first = nets.first[n]
+    total = passed[at] * load(carried, place + nets.rows[first] * length)
+    for m in range(1, nets.first[n + 1] - first):
+        total = total + passed[at + m] * load(carried, place + nets.rows[first + m] * length)
+    return total
 
 
 @nb.njit(nogil=True, cache=True)
 def scatter(
     low: int,
     high: int,
-    first: int,
+    part: int,
+    which: NDArray[np.int64],
     stage: NDArray[np.int8],
-    cell: NDArray[np.int32],
-    unit: NDArray[np.int32],
-    kind: NDArray[np.int64],
-    speaking: NDArray[np.int64],
-    curved: NDArray[np.float64],
+    nets: Nets,
+    felt: Felt,
     carried: NDArray[np.float64],
-    total: NDArray[np.float64],
+    rows: int,
+    parts: Parts,
 ) -> None:
-    """Add up what the agents `low` to `high` − 1 pass on, by group from `first` on [groups, P or more]."""
-    parameters = carried.shape[1]
-    total[:] = 0.0
-    factor, out = np.empty(_BLOCK), np.empty((parameters, _BLOCK))
+    """Add up what the agents `low` to `high` − 1 pass on, by group.
+
+    Args:
+        low: first agent.
+        high: end of the agents.
+        part: which part of the population they are.
+        which: the networks, each of groups.
+        stage: of each agent [agents].
+        nets: all networks.
+        felt: of it, `at` and `passed`.
+        carried: tangents [quads × rows × agents × 4].
+        rows: how many.
+        parts: where they are added up.
+    """
+    agents, stages = stage.size, nets.infectivity.shape[1]
+    length = agents * LENGTH
+    quads = carried.size // (rows * length)
+    for n in which:
+        table = parts.tables[n, part]
+        for k in range(quads * (parts.last[n, part] - parts.first[n, part])):
+            store_at(table, k * LENGTH, nothing())
     for start in range(low, high, _BLOCK):
-        count = min(_BLOCK, high - start)
-        emit(start, count, stage, cell, unit, kind, speaking, curved, carried, factor, out)
-        for j in range(count):
-            g = cell[start + j] - first
-            for p in range(parameters):
-                total[g, p] += out[p, j]
+        end = min(start + _BLOCK, high)
+        for q in range(quads):
+            base = q * rows * length
+            for n in which:
+                many = nets.first[n + 1] - nets.first[n]
+                if many == 0:
+                    continue
+                cell, unit, closed, apart, at = nets.cells[n], nets.units[n], nets.closed[n], nets.apart[n], felt.at[n]
+                table, first = parts.tables[n, part], parts.first[n, part]
+                above = q * (parts.last[n, part] - first) - first
+                for i in range(start, end):
+                    g = column(cell, i)
+                    if closed and g == 0:
+                        continue
+                    mine = at + ((column(unit, g) if apart else 0) * stages + stage[i]) * many
+                    sent = _passed(carried, base + i * LENGTH, length, nets, n, felt.passed, mine)
+                    store_at(table, (above + g) * LENGTH, load_at(table, (above + g) * LENGTH) + sent)
 
 
 @nb.njit(nogil=True, cache=True)
-def spread_edges(
+def spread(
+    n: int,
     stage: NDArray[np.int8],
     offsets: NDArray[np.int64],
     readers: NDArray[np.int64],
-    kind: NDArray[np.int64],
-    speaking: NDArray[np.int64],
-    curved: NDArray[np.float64],
+    nets: Nets,
+    felt: Felt,
     carried: NDArray[np.float64],
-    total: NDArray[np.float64],
+    rows: int,
+    table: NDArray[np.float64],
 ) -> None:
-    """Add up what everybody's neighbours pass on to them [agents, P or more]."""
-    parameters = carried.shape[1]
-    total[:] = 0.0
-    none, units = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32)
-    factor, out = np.empty(_BLOCK), np.empty((parameters, _BLOCK))
-    for start in range(0, stage.size, _BLOCK):
-        count = min(_BLOCK, stage.size - start)
-        emit(start, count, stage, none, units, kind, speaking, curved, carried, factor, out)
-        for j in range(count):
-            for e in range(offsets[start + j], offsets[start + j + 1]):
-                for p in range(parameters):
-                    total[readers[e], p] += out[p, j]
+    """Add up what everybody's neighbours pass on to them, over the edges of network n [quads × agents × 4]."""
+    agents, many = stage.size, nets.first[n + 1] - nets.first[n]
+    length = agents * LENGTH
+    table[:] = 0.0
+    if many == 0:
+        return
+    for q in range(carried.size // (rows * length)):
+        above = q * length
+        for i in range(agents):
+            if offsets[i] == offsets[i + 1]:
+                continue
+            place = q * rows * length + i * LENGTH
+            sent = _passed(carried, place, length, nets, n, felt.passed, felt.at[n] + stage[i] * many)
+            for e in range(offsets[i], offsets[i + 1]):
+                into = above + readers[e] * LENGTH
+                store(table, into, load(table, into) + sent)
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _joined(parts: Parts, n: int, q: int, g: int) -> Any:
+    """Four tangents of the sum of a cell: those of all parts that have it."""
+    total = nothing()
+    for k in range(parts.first.shape[1]):
+        first, last = parts.first[n, k], parts.last[n, k]
+        if first <= g < last:
+            total = total + load_at(parts.tables[n, k], (q * (last - first) + g - first) * LENGTH)
+    return total
+
+
+@nb.njit(nogil=True, cache=True)
+def join(n: int, parts: Parts, cells: int, table: NDArray[np.float64]) -> None:
+    """Add up the parts of network n [quads × cells × 4]; one of them may be the table itself."""
+    for q in range(table.size // (cells * LENGTH)):
+        for g in range(cells):
+            store(table, (q * cells + g) * LENGTH, _joined(parts, n, q, g))
 
 
 @nb.njit(nogil=True, cache=True)
 def finish(
     low: int,
     high: int,
+    n: int,
     words: NDArray[np.int64],
     sizes: NDArray[np.float64],
-    factor: float,
-    moved: NDArray[np.float64],
     closed: bool,
+    felt: Felt,
+    parts: Parts,
+    hazard: NDArray[np.float64],
     table: NDArray[np.float64],
 ) -> None:
-    """Turn tangents of the sums of cells `low` to `high` − 1 into those of hazards, with the hazard in the last column.
+    """Hazards of the cells `low` to `high` − 1 of network n, and their tangents, by its sums and theirs.
 
     Args:
         low: first cell.
         high: end of the cells.
+        n: the network.
         words: infectivity sums [cells].
         sizes: people in each cell; empty where sums aren't divided [cells].
-        factor: hazard per unit of pressure.
-        moved: its tangents [P].
         closed: whether those of cell 0 meet nobody.
-        table: tangents of the sums, and room for the hazard [cells, P + 1].
+        felt: of it, `factors` and `moved`.
+        parts: tangents of the sums.
+        hazard: the result [cells].
+        table: the result; a part may be the table itself [quads × cells × 4].
     """
-    parameters = moved.size
-    for g in range(low, high):
-        size = max(sizes[g], 1.0) if sizes.size else 1.0
-        pressure = np.float64(words[g]) * 2.0**-32 / size
-        if closed and g == 0:
-            table[g] = 0.0
-            continue
-        for p in range(parameters):
-            table[g, p] = moved[p] * pressure + factor * table[g, p] / size
-        table[g, parameters] = factor * pressure
+    factor, cells = felt.factors[n], hazard.size
+    for q in range(felt.moved.size // (felt.factors.size * LENGTH)):
+        by_factor = load(felt.moved, (q * felt.factors.size + n) * LENGTH)
+        for g in range(low, high):
+            into = (q * cells + g) * LENGTH
+            if closed and g == 0:
+                hazard[g] = 0.0
+                store(table, into, nothing())
+                continue
+            size = max(sizes[g], 1.0) if sizes.size else 1.0
+            pressure = np.float64(words[g]) * _ONE / size
+            hazard[g] = factor * pressure
+            store(table, into, by_factor * pressure + factor * _joined(parts, n, q, g) / size)
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True, _nrt=False)
 def advance(
     low: int,
     high: int,
+    room: Room,
+    blocks: NDArray[np.int64],
     stage: NDArray[np.int8],
     classes: NDArray[np.int16],
-    networks: int,
-    cells: tuple[NDArray[np.int32], ...],
-    tables: tuple[NDArray[np.float64], ...],
-    units: tuple[NDArray[np.int32], ...],
-    shares: tuple[NDArray[np.float64], ...],
-    owns: tuple[NDArray[np.float64], ...],
-    speaking: tuple[NDArray[np.int64], ...],
-    heard: NDArray[np.bool_],
-    kind: NDArray[np.int64],
-    infectivity: NDArray[np.float64],
-    factors: NDArray[np.float64],
-    moved: NDArray[np.float64],
-    closed: NDArray[np.bool_],
-    susceptibility: NDArray[np.float64],
-    infection_edge: NDArray[np.int64],
-    infection_scale: NDArray[np.float64],
-    exit_edge: NDArray[np.int64],
-    share_of_exit: NDArray[np.float64],
-    slope: NDArray[np.float64],
-    steep: NDArray[np.bool_],
-    target: NDArray[np.int64],
-    row_of: NDArray[np.int64],
+    nets: Nets,
+    felt: Felt,
+    course: Course,
     carried: NDArray[np.float64],
+    rows: int,
     flow: NDArray[np.float64],
 ) -> None:
-    """One step of the tangents of the agents `low` to `high` − 1, and the tangents of their transitions.
+    """One step of the tangents of the agents of the blocks `low` to `high` − 1, and those of their transitions.
 
     Args:
-        low: first agent.
-        high: end of the agents.
+        low: first block.
+        high: end of the blocks.
+        room: of this thread.
+        blocks: first agent of each, and the end of all [blocks + 1].
         stage: before the step [agents].
         classes: of each agent; empty where there is one class [agents].
-        networks: how many; the tuples may be longer.
-        cells: group of each agent; empty over edges [agents].
-        tables: tangents of each cell's hazard and the hazard itself [cells, P + 1].
-        units: see `emit`.
-        shares: one over the people of each unit, and 0 for those in no group [units + 1].
-        owns: hazard that comes back, by unit of tangent, where nobody meets themselves; 0 for those in no group; else
-            empty [units + 1, kinds, M].
-        speaking: see `emit`.
-        heard: which rows of `carried` are in `speaking` of some network with `owns` [rows].
-        kind: see `emit`, by network [networks, S].
-        infectivity: [networks, S].
-        factors: hazard per unit of pressure [networks].
-        moved: its tangents [networks, P].
-        closed: whether the first cell is of those in no group [networks].
-        susceptibility: [C].
-        infection_edge: by which each stage is infected, or −1 [S].
-        infection_scale: relative susceptibility of each stage [S].
-        exit_edge: progressions of each stage in order, then −1 [S, most].
-        share_of_exit: probability of each [S, most, C].
-        slope: its tangents [S, most, C, P].
-        steep: whether a stage's are not all 0 [S].
-        target: stage that each edge leads to [E].
-        row_of: row of each stage in `carried`, or −1 if it has none [S].
-        carried: tangents [rows, P, agents]; changed.
-        flow: tangents of transitions; added to [E, C, P].
+        nets: the networks.
+        felt: what they do.
+        course: who moves where.
+        carried: tangents; changed [quads × rows × agents × 4].
+        rows: how many.
+        flow: tangents of transitions; added to [quads × E × C × 4].
     """
-    rows, parameters = carried.shape[0], carried.shape[1]
-    hazard, chance, here, part = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK), np.zeros(_BLOCK)
-    group, unit = np.empty(_BLOCK, dtype=np.int64), np.zeros(_BLOCK, dtype=np.int64)
-    felt, back = np.empty((parameters, _BLOCK)), np.empty((rows, _BLOCK))
-    change = np.empty((rows, parameters, _BLOCK))
-    for start in range(low, high, _BLOCK):
-        count = min(_BLOCK, high - start)
-        now = stage[start : start + count]
-        hazard[:] = 0.0
-        felt[:] = 0.0
-        back[:] = 0.0
-        change[:] = 0.0
-        for n in range(networks):
-            cell, table, own = cells[n], tables[n], owns[n]
-            for j in range(count):
-                group[j] = np.int64(cell[start + j]) if cell.size else start + j
-            for j in range(count):
-                hazard[j] += table[group[j], parameters]
-            for p in range(parameters):
-                into = felt[p]
-                for j in range(count):
-                    into[j] += table[group[j], p]
-            if not own.size:
-                continue
-            # Nobody meets themselves: neither what they pass on nor its tangent comes back.
-            if units[n].size:
-                different = units[n]
-                for j in range(count):
-                    unit[j] = different[group[j]]
-            else:
-                unit[:] = 0
-            if closed[n]:
-                for j in range(count):
-                    unit[j] = own.shape[0] - 1 if group[j] == 0 else unit[j]
-            speaks, kinds = speaking[n], kind[n]
-            for m in range(speaks.size):
-                into = back[speaks[m]]
-                for j in range(count):
-                    into[j] += own[unit[j], kinds[now[j]], m]
-            for j in range(count):
-                weight = infectivity[n, now[j]]
-                if weight > 0.0:
-                    share = shares[n][unit[j]]
-                    hazard[j] -= factors[n] * share * weight
-                    for p in range(parameters):
-                        felt[p, j] -= moved[n, p] * share * weight
-        for r in range(rows):
-            if not heard[r]:
-                continue
-            less = back[r]
-            for p in range(parameters):
-                row, into = carried[r, p, start : start + count], felt[p]
-                for j in range(count):
-                    into[j] -= less[j] * row[j]
-        for s in range(infection_edge.size):
-            edge = infection_edge[s]
-            if edge < 0:
-                continue
-            for j in range(count):
-                c = np.int64(classes[start + j]) if classes.size else 0
-                here[j] = susceptibility[c] * infection_scale[s]
-            for j in range(count):
-                chance[j] = one_minus_exp(hazard[j] * here[j])
-            for j in range(count):
-                decides = (now[j] == s) & (hazard[j] * here[j] < _LARGEST)
-                here[j] = (1.0 - chance[j]) * here[j] if decides else 0.0
-            for p in range(parameters):
-                row, slopes = carried[row_of[s], p, start : start + count], felt[p]
-                for j in range(count):
-                    part[j] = row[j] * chance[j] + here[j] * slopes[j]
-                _move(start, count, part, classes, row_of[s], row_of[target[edge]], p, change, flow[edge])
-        for s in range(exit_edge.shape[0]):
-            for b in range(exit_edge.shape[1]):
-                edge = exit_edge[s, b]
-                if edge < 0:
-                    break
-                for j in range(count):
-                    c = np.int64(classes[start + j]) if classes.size else 0
-                    chance[j] = share_of_exit[s, b, c]
-                for p in range(parameters):
-                    row = carried[row_of[s], p, start : start + count]
-                    for j in range(count):
-                        part[j] = row[j] * chance[j]
-                    if steep[s]:
-                        for j in range(count):
-                            if now[j] == s:
-                                c = np.int64(classes[start + j]) if classes.size else 0
-                                part[j] += slope[s, b, c, p]
-                    _move(start, count, part, classes, row_of[s], row_of[target[edge]], p, change, flow[edge])
-        for r in range(rows):
-            for p in range(parameters):
-                row, more = carried[r, p, start : start + count], change[r, p]
-                for j in range(count):
-                    row[j] += more[j]
+    length = stage.size * LENGTH
+    quads = carried.size // (rows * length)
+    edges = flow.size // (quads * course.susceptibility.size * LENGTH)
+    for m in range(course.row.size):
+        if not course.moves[m, 2]:
+            for j in range(_BLOCK):
+                room.chance[m, j] = course.chance[course.moves[m, 0], course.moves[m, 3], 0]
+    for b in range(low, high):
+        start, count = blocks[b], blocks[b + 1] - blocks[b]
+        _meet(start, count, stage, nets, felt, room)
+        found = _decide(start, count, stage, classes, course, room)
+        _come_back(start, found, stage, nets, felt, course, room)
+        for q in range(quads):
+            base = q * rows * length + start * LENGTH
+            _feel(q, start, found, base, length, stage, nets, felt, course, carried, room)
+            _move(q, start, count, found, base, length, edges, stage, classes, course, carried, room, flow)
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
+@nb.njit(nogil=True, cache=True, _nrt=False, inline="always")
+def _meet(start: int, count: int, stage: NDArray[np.int8], nets: Nets, felt: Felt, room: Room) -> None:
+    """Hazard that each agent of a block feels; nobody meets themselves."""
+    hazard, group, n = room.hazard, room.group, nets.inner
+    if n < 0:
+        for j in range(count):
+            hazard[j] = 0.0
+    else:
+        # Without branches: where a group ends is what a processor cannot guess.
+        k, before = -1, -1
+        for j in range(count):
+            g = column(nets.cells[n], start + j)
+            k += g != before
+            before, group[j], room.cell[k], room.begins[k + 1] = g, k, g, j + 1
+        for k in range(group[count - 1] + 1):
+            g = room.cell[k]
+            room.share[k] = felt.share[felt.unit_at[n] + column(nets.units[n], g)]
+            room.pressure[k] = np.float64(felt.words[g]) * _ONE * room.share[k]
+        for j in range(count):
+            hazard[j] = felt.factors[n] * room.pressure[group[j]]
+    for n in range(nets.apart.size):
+        if n != nets.inner:
+            cell, known = nets.cells[n], felt.hazards[n]
+            for j in range(count):
+                hazard[j] += float_column(known, column(cell, start + j))
+    few, who = 0, room.who
+    for j in range(count):
+        who[few] = j
+        few += room.speaks[stage[start + j]]
+    for n in range(nets.apart.size):
+        for k in range(few if nets.apart[n] else 0):
+            u = column(nets.units[n], column(nets.cells[n], start + who[k]))
+            weight = nets.infectivity[n, stage[start + who[k]]]
+            hazard[who[k]] -= felt.factors[n] * felt.share[felt.unit_at[n] + u] * weight
+
+
+@nb.njit(nogil=True, cache=True, _nrt=False, inline="always")
+def _decide(
+    start: int, count: int, stage: NDArray[np.int8], classes: NDArray[np.int16], course: Course, room: Room
+) -> int:
+    """Probability of each move, and who decides on an infection; how many."""
+    hazard, found = room.hazard, 0
+    for m in range(course.row.size):
+        s, infects, place, scale = course.moves[m, 0], course.moves[m, 2], course.moves[m, 3], 0.0
+        chance = room.chance[m]
+        if not infects:
+            if classes.size:
+                for j in range(count):
+                    chance[j] = course.chance[s, place, classes[start + j]]
+            continue
+        if classes.size:
+            for j in range(count):
+                chance[j] = hazard[j] * (course.susceptibility[classes[start + j]] * course.scale[s])
+        else:
+            scale = course.susceptibility[0] * course.scale[s]
+            for j in range(count):
+                chance[j] = hazard[j] * scale
+        first = found
+        for j in range(count):
+            room.who[found] = j
+            found += (stage[start + j] == s) & (chance[j] < _LARGEST)
+        for j in range(count):
+            chance[j] = one_minus_exp(chance[j])
+        for k in range(first, found):
+            if classes.size:
+                scale = course.susceptibility[classes[start + room.who[k]]] * course.scale[s]
+            room.move[k], room.slope[k] = m, (1.0 - chance[room.who[k]]) * scale
+    return found
+
+
+@nb.njit(nogil=True, cache=True, _nrt=False, inline="always")
+def _come_back(
+    start: int, found: int, stage: NDArray[np.int8], nets: Nets, felt: Felt, course: Course, room: Room
+) -> None:
+    """What comes back of the tangents of those who decide."""
+    who, back, stages = room.who, room.back, nets.infectivity.shape[1]
+    for r in course.heard:
+        for k in range(found):
+            back[r, k] = 0.0
+    for n in range(nets.apart.size):
+        cell, unit, first = nets.cells[n], nets.units[n], nets.first[n]
+        many = nets.first[n + 1] - first if nets.apart[n] else 0
+        for m in range(many):
+            r, at = nets.rows[first + m], felt.at[n] + m
+            for k in range(found):
+                u = column(unit, column(cell, start + who[k]))
+                back[r, k] += felt.back[at + (u * stages + stage[start + who[k]]) * many]
+
+
+@nb.njit(nogil=True, cache=True, _nrt=False, inline="always")
+def _feel(
+    q: int,
+    start: int,
+    found: int,
+    base: int,
+    length: int,
+    stage: NDArray[np.int8],
+    nets: Nets,
+    felt: Felt,
+    course: Course,
+    carried: NDArray[np.float64],
+    room: Room,
+) -> None:
+    """Four tangents of the hazard that those feel who decide on an infection [block × 4].
+
+    Nobody meets themselves: neither what they pass on nor its tangent comes back.
+    """
+    who, out = room.who, room.quads
+    networks, stages = nets.infectivity.shape
+    if nets.inner < 0:
+        for k in range(found):
+            store(out, k * LENGTH, nothing())
+    else:
+        n = nets.inner
+        many = nets.first[n + 1] - nets.first[n]
+        before, total, by_factor = -1, nothing(), load(felt.moved, (q * networks + n) * LENGTH)
+        for k in range(found):
+            group = room.group[who[k]]
+            if group != before:
+                u = column(nets.units[n], column(nets.cells[n], start + who[k]))
+                before, total = group, nothing()
+                if many:
+                    for i in range(room.begins[group], room.begins[group + 1]):
+                        at = felt.at[n] + (u * stages + stage[start + i]) * many
+                        total = total + _passed(carried, base + i * LENGTH, length, nets, n, felt.passed, at)
+                total = felt.factors[n] * room.share[group] * total + room.pressure[group] * by_factor
+            store(out, k * LENGTH, total)
+    for n in range(networks):
+        if n != nets.inner:
+            cell, table, above = nets.cells[n], felt.tangents[n], q * felt.lengths[n]
+            for k in range(found):
+                its = load_at(table, (above + column(cell, start + who[k])) * LENGTH)
+                store(out, k * LENGTH, load(out, k * LENGTH) + its)
+    for r in course.heard:
+        row = base + r * length
+        for k in range(found):
+            own = room.back[r, k] * load(carried, row + who[k] * LENGTH)
+            store(out, k * LENGTH, load(out, k * LENGTH) - own)
+    for n in range(networks if room.speaks[stages] else 0):
+        by_factor = load(felt.moved, (q * networks + n) * LENGTH)
+        for k in range(found if nets.apart[n] else 0):
+            u = column(nets.units[n], column(nets.cells[n], start + who[k]))
+            less = felt.share[felt.unit_at[n] + u] * nets.infectivity[n, stage[start + who[k]]]
+            store(out, k * LENGTH, load(out, k * LENGTH) - less * by_factor)
+
+
+@nb.njit(nogil=True, cache=True, _nrt=False, inline="always")
 def _move(
+    q: int,
     start: int,
     count: int,
-    part: NDArray[np.float64],
+    found: int,
+    base: int,
+    length: int,
+    edges: int,
+    stage: NDArray[np.int8],
     classes: NDArray[np.int16],
-    source: int,
-    into: int,
-    p: int,
-    change: NDArray[np.float64],
+    course: Course,
+    carried: NDArray[np.float64],
+    room: Room,
     flow: NDArray[np.float64],
 ) -> None:
-    """Take a block's flow from one row and add it to another, and to its class."""
-    less = change[source, p]
-    for j in range(count):
-        less[j] -= part[j]
-    if into >= 0:
-        more = change[into, p]
+    """Take four tangents of what flows from a block's rows and add them to others, and to their class."""
+    quads, left = room.quads, _BLOCK * LENGTH
+    stages, most, class_count = course.chance.shape
+    for r in course.late:
         for j in range(count):
-            more[j] += part[j]
-    if classes.size:
+            store(quads, (2 + r) * left + j * LENGTH, nothing())
+    for m in range(course.row.size):
+        s, edge, place = course.moves[m, 0], course.moves[m, 1], course.moves[m, 3]
+        is_first, is_last = course.moves[m, 4] == 1, course.moves[m, 5] == 1
+        row, into = base + course.row[m] * length, course.into[m]
+        rest, rest_at = (carried, row) if is_first else (quads, left)
+        out, out_at = (carried, row) if is_last else (quads, left)
+        to, to_at = (quads, (2 + into) * left) if course.early[m] else (carried, base + into * length)
+        chance, steep = room.chance[m], course.steep[s] and course.moves[m, 2] == 0
+        slope_at = ((q * stages + s) * most + place) * class_count
+        flow_at = (q * edges + edge) * class_count * LENGTH
+        total = nothing()
         for j in range(count):
-            flow[classes[start + j], p] += part[j]
-    else:
-        # Halves onto halves, which runs on whole vectors and in an order that no machine changes.
-        part[count:] = 0.0
-        half = _BLOCK // 2
-        while half:
-            for j in range(half):
-                part[j] += part[half + j]
-            half //= 2
-        flow[0, p] += part[0]
+            part = chance[j] * load(carried, row + j * LENGTH)
+            if steep and stage[start + j] == s:
+                c = np.int64(classes[start + j]) if classes.size else 0
+                part = part + load(course.slopes, (slope_at + c) * LENGTH)
+            store(out, out_at + j * LENGTH, load(rest, rest_at + j * LENGTH) - part)
+            if into >= 0:
+                store(to, to_at + j * LENGTH, load(to, to_at + j * LENGTH) + part)
+            if classes.size:
+                its = flow_at + classes[start + j] * LENGTH
+                store(flow, its, load(flow, its) + part)
+            else:
+                total = total + part
+        store(flow, flow_at, load(flow, flow_at) + total)
+    for r in course.late:
+        row = base + r * length
+        for j in range(count):
+            late = load(quads, (2 + r) * left + j * LENGTH)
+            store(carried, row + j * LENGTH, load(carried, row + j * LENGTH) + late)
+    # Who decides moves on by the tangent of their hazard too, now that what was in a row before the step has left it.
+    for k in range(found):
+        j, m = room.who[k], room.move[k]
+        into, edge = course.into[m], course.moves[m, 1]
+        part = room.slope[k] * load(quads, k * LENGTH)
+        row = base + course.row[m] * length + j * LENGTH
+        store(carried, row, load(carried, row) - part)
+        if into >= 0:
+            to_at = base + into * length + j * LENGTH
+            store(carried, to_at, load(carried, to_at) + part)
+        c = np.int64(classes[start + j]) if classes.size else 0
+        its = ((q * edges + edge) * class_count + c) * LENGTH
+        store(flow, its, load(flow, its) + part)

@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.kernels import tangent_steps
+from lpm.kernels.addresses import addresses_of
 from lpm.kernels.cell_hazards import cell_hazards
-from lpm.kernels.cpu import Fused, padded, share_out, workers
+from lpm.kernels.cpu import Fused, share_out, workers
+from lpm.kernels.quads import LENGTH, zeros
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
+from lpm.kernels.tangent_steps import Course, Felt, Nets, Parts
 from lpm.networks import Edges, Groups, Network
 from lpm.rng import Address, Ids
 
@@ -30,7 +33,20 @@ __all__ = ["Tangents"]
 _PIECES = 4
 """Parts of a large population that are added up apart: fixed, so that no bit depends on the number of threads."""
 _LARGE = 100_000
-_NO_UNITS, _NO_SHARES, _NOT_BACK = np.empty(0, dtype=np.int32), np.empty(0), np.empty((0, 0, 0))
+_NO_WORDS, _NO_SIZES = np.empty(0, dtype=np.int64), np.empty(0)
+_UNFELT = Felt(
+    at=_NO_WORDS,
+    passed=_NO_SIZES,
+    back=_NO_SIZES,
+    unit_at=_NO_WORDS,
+    share=_NO_SIZES,
+    factors=_NO_SIZES,
+    moved=_NO_SIZES,
+    words=_NO_WORDS,
+    hazards=np.empty(0, dtype=np.uint64),
+    tangents=np.empty(0, dtype=np.uint64),
+    lengths=_NO_WORDS,
+)
 
 
 class Tangents:
@@ -88,48 +104,113 @@ class Tangents:
         return self._plain.advance(spec, state, tables, shared)
 
     def snapshot(self, spec: Spec) -> dict[str, NDArray[Any]]:
-        """What a checkpoint needs: tangents by agent [rows, agents], and of counts [S, C, lanes, P]."""
+        """What a checkpoint needs: tangents by agent [lanes × rows × P, agents], and of counts [S, C, lanes, P]."""
         mine = self._carried[id(spec)]
-        return {"by-agent": mine.carried.reshape(-1, spec.agents).copy(), "in-all": mine.count.copy()}
+        by_agent = np.stack([mine.tangent(p) for p in range(self.floats)], axis=2)
+        return {"by-agent": by_agent.reshape(-1, spec.agents), "in-all": mine.count.copy()}
 
     def restore(self, spec: Spec, ids: Ids, lanes: int, found: Mapping[str, NDArray[Any]]) -> None:
         """Go on from a checkpoint."""
         mine = self._carried[id(spec)] = _Carried(spec, lanes, self.floats)
-        mine.carried[:] = found["by-agent"].reshape(mine.carried.shape)
+        by_agent = found["by-agent"].reshape(lanes, mine.rows, self.floats, spec.agents)
+        for p in range(self.floats):
+            mine.tangent(p)[:] = by_agent[:, :, p]
         mine.count[:] = found["in-all"]
 
 
-def _cuts(agents: int) -> NDArray[np.int64]:
-    """Where a population is cut into pieces."""
-    return np.linspace(0, agents, (_PIECES if agents >= _LARGE else 1) + 1).astype(np.int64)
+def _pieces(size: int, agents: int) -> list[tuple[int, int]]:
+    """What a population consists of, cut into the ranges that are added up apart."""
+    cuts = np.linspace(0, size, (_PIECES if agents >= _LARGE else 1) + 1).astype(np.int64)
+    return list(pairwise(cuts.tolist()))
+
+
+def _in_quads(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Numbers by parameter as the loops read them: [..., P] → [quads, ..., 4], filled up with 0."""
+    more = -values.shape[-1] % LENGTH
+    filled = np.pad(values, [*[(0, 0)] * (values.ndim - 1), (0, more)])
+    return np.ascontiguousarray(np.moveaxis(filled.reshape(*values.shape[:-1], -1, LENGTH), -2, 0))
+
+
+def _by_parameter(quads: NDArray[np.float64], parameters: int) -> NDArray[np.float64]:
+    """The inverse of `_in_quads`; the same memory, if there is one quad."""
+    apart = np.moveaxis(quads, 0, -2)
+    return apart.reshape(*apart.shape[:-2], -1)[..., :parameters]
 
 
 class _Carried:
-    """The tangents of one contagion in all lanes."""
+    """The tangents of one contagion in all lanes.
+
+    Attributes:
+        rows: how many stages are live: those that somebody leaves or that pass something on.
+        carried: tangents of each agent [lanes, quads, rows, agents, 4].
+        flow: of the last step's transitions [E, C, lanes, P].
+        count: of the people in each stage [S, C, lanes, P].
+    """
 
     def __init__(self, spec: Spec, lanes: int, parameters: int) -> None:
         self.spec, self.lanes, self.parameters = spec, lanes, parameters
         stages = len(spec.stages)
         live = {*spec.infection, *spec.exits, *np.flatnonzero(spec.infectivity.any(axis=0)).tolist()}
-        self.row_of = np.full(stages, -1, dtype=np.int64)
+        self.rows, self.row_of = len(live), np.full(stages, -1, dtype=np.int64)
         self.row_of[sorted(live)] = np.arange(len(live))
-        self.carried = np.zeros((lanes, len(live), parameters, spec.agents))
+        quads = -(-parameters // LENGTH)
+        self.carried = zeros(lanes, quads, self.rows, spec.agents, LENGTH)
         self.flow = np.zeros((len(spec.edges), spec.class_count, lanes, parameters))
         self.count = np.zeros((stages, spec.class_count, lanes, parameters))
-        self.edge, self.scale = spec.infections
-        self.target = np.array([to for _, to in spec.edges], dtype=np.int64)
-        self.nets = [_Net(spec, k, self.row_of, parameters + 1) for k in range(len(spec.networks))]
-        self.cells = padded([net.cell for net in self.nets], np.empty(0, dtype=np.int32))
-        self.speaking = padded([net.speaking for net in self.nets], np.empty(0, dtype=np.int64))
-        self.heard = np.zeros(len(live), dtype=np.bool_)
-        for net in self.nets:
-            if isinstance(net.network, Groups) and not net.network.shared and net.network.mixing is None:
-                self.heard[net.speaking] = True
-        self.kind = np.array([net.kind for net in self.nets]).reshape(len(self.nets), stages)
-        self.closed = np.array([net.closed for net in self.nets], dtype=np.bool_)
-        self.infectivity = np.ascontiguousarray(spec.infectivity)
-        self.cuts = _cuts(spec.agents)
         self.threads = workers(spec.agents)
+        self.nets = [_Net(spec, k, self.row_of) for k in range(len(spec.networks))]
+        self.inner, self.blocks = self._cut()
+        self.lists = Nets(
+            cells=addresses_of([net.cell for net in self.nets]),
+            units=addresses_of([net.unit for net in self.nets]),
+            closed=np.array([net.closed for net in self.nets], dtype=np.bool_),
+            apart=np.array([net.apart for net in self.nets], dtype=np.bool_),
+            rows=np.concatenate([_NO_WORDS, *[net.speaking for net in self.nets]]),
+            first=np.cumsum([0, *[net.speaking.size for net in self.nets]]),
+            infectivity=np.ascontiguousarray(spec.infectivity),
+            inner=self.inner,
+        )
+        lengths = [0 if k == self.inner else net.network.cells for k, net in enumerate(self.nets)]
+        self.tables = [zeros(quads, length, LENGTH) for length in lengths]
+        self.hazards = [np.zeros(length) for length in lengths]
+        self.local = [
+            k for k, net in enumerate(self.nets) if k != self.inner and net.cell is not None and not net.network.shared
+        ]
+        self.pieces = _pieces(spec.agents, spec.agents)
+        self._kept, self.parts = self._apart()  # the first is what the second has addresses of
+        heard = {row for net in self.nets if net.apart for row in net.speaking.tolist()}
+        self.course = _course(spec, self.row_of, sorted(heard))
+        self.rooms = [tangent_steps.room_for(self.lists, self.course, self.rows) for _ in self.pieces]
+
+    def tangent(self, p: int) -> NDArray[np.float64]:
+        """The tangents by one parameter, a view [lanes, rows, agents]."""
+        return self.carried[:, p // LENGTH, :, :, p % LENGTH]
+
+    def _cut(self) -> tuple[int, NDArray[np.int64]]:
+        """The network that needs no table, the one of the most groups, or −1; and blocks of whole groups of it."""
+        for k, net in sorted(enumerate(self.nets), key=lambda found: -found[1].network.cells):
+            if net.apart and net.cell is not None and bool(np.all(net.cell[1:] >= net.cell[:-1])):
+                blocks = tangent_steps.blocks_of(net.cell, net.closed, self.spec.agents)
+                if blocks.size:
+                    return k, blocks
+        return -1, tangent_steps.blocks_of(np.empty(0, dtype=np.int32), False, self.spec.agents)
+
+    def _apart(self) -> tuple[list[NDArray[np.float64]], Parts]:
+        """Where the pieces of the population are added up: in the table itself if there is one piece."""
+        kept, shape = [], (len(self.nets), len(self.pieces))
+        where, first, last = np.zeros(shape, np.uint64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for k, (net, table) in enumerate(zip(self.nets, self.tables, strict=True)):
+            for place, (low, high) in enumerate(self.pieces if net.cell is not None else [(0, 0)]):
+                if k == self.inner:
+                    continue
+                mine = table
+                last[k, place] = table.shape[1]
+                if net.cell is not None and len(self.pieces) > 1:
+                    first[k, place], last[k, place] = net.cell[low:high].min(), net.cell[low:high].max() + 1
+                    mine = zeros(len(table), int(last[k, place] - first[k, place]), LENGTH)
+                kept.append(mine)
+                where[k, place] = mine.ctypes.data
+        return kept, Parts(where, first, last)
 
     def start(self, drawn: list[int], fixed: Mapping[int, NDArray[np.int64]], slopes: Slopes) -> None:
         """Tangents of the draw of who begins where: the same for all who take part in it."""
@@ -143,34 +224,19 @@ class _Carried:
             reached = np.broadcast_to(slopes.cumulative[stage][0], before.shape)
             for s, moved in ((stage, reached - before), (0, before - reached)):
                 self.count[s] += people[:, None, None] * moved
-                if self.row_of[s] >= 0:
-                    self.carried[:, self.row_of[s]] += moved[..., None] * taking_part
+                for p in range(self.parameters if self.row_of[s] >= 0 else 0):
+                    mine = self.tangent(p)[:, self.row_of[s]]
+                    np.add(mine, moved[:, p, None], out=mine, where=taking_part)
             before = reached
 
     def sums(self, network: int, stage: NDArray[np.int8]) -> NDArray[np.float64]:
         """Tangents of a network's sums, which are linear [cells, lanes, P]."""
-        net, now = self.nets[network], [np.ascontiguousarray(stage[:, lane]) for lane in range(self.lanes)]
-        found = [self._add_up(net, lane, now[lane], net.linear, _NO_UNITS)[:, :-1].copy() for lane in range(self.lanes)]
+        at, passed = _in_line([net.linear for net in self.nets])
+        felt, found = _UNFELT._replace(at=at, passed=passed), []
+        for lane in range(self.lanes):
+            self._scatter([network], lane, np.ascontiguousarray(stage[:, lane]), felt)
+            found.append(self._joined(network).copy())  # the table is the next lane's too
         return np.stack(found, axis=1)
-
-    def _add_up(
-        self, net: _Net, lane: int, stage: NDArray[np.int8], curved: NDArray[np.float64], unit: NDArray[np.int32]
-    ) -> NDArray[np.float64]:
-        """Tangents of a network's sums, and room for one more number [cells, P + 1]; the same memory each time."""
-        how = (net.kind, net.speaking, curved, self.carried[lane])
-        if isinstance(net.network, Edges):
-            tangent_steps.spread_edges(stage, *net.network.readers_by_source, *how, net.total)
-            return net.total
-        jobs = [
-            partial(tangent_steps.scatter, *piece, stage, net.cell, unit, *how, part)
-            for piece, part in zip(net.pieces, net.parts, strict=True)
-        ]
-        share_out(jobs, self.threads)
-        if not net.apart:
-            net.total[:] = 0.0
-            for (_, _, first), part in zip(net.pieces, net.parts, strict=True):
-                net.total[first : first + len(part)] += part
-        return net.total
 
     def advance(
         self,
@@ -188,6 +254,19 @@ class _Carried:
             self.count[source] -= self.flow[edge]
             self.count[target] += self.flow[edge]
 
+    def _scatter(self, which: list[int], lane: int, stage: NDArray[np.int8], felt: Felt) -> None:
+        """Add up the tangents of what all agents pass on in networks of groups, piece by piece."""
+        if which:
+            how = (np.array(which), stage, self.lists, felt, self.carried[lane].reshape(-1), self.rows, self.parts)
+            jobs = [partial(tangent_steps.scatter, *cut, part, *how) for part, cut in enumerate(self.pieces)]
+            share_out(jobs, self.threads)
+
+    def _joined(self, network: int) -> NDArray[np.float64]:
+        """Tangents of a network's sums, of all pieces together [cells, P]."""
+        table = self.tables[network]
+        tangent_steps.join(network, self.parts, table.shape[1], table.reshape(-1))
+        return _by_parameter(table, self.parameters)
+
     def _advance(
         self,
         lane: int,
@@ -197,87 +276,77 @@ class _Carried:
         shared: Mapping[str, Tensor],
         slopes: Slopes,
     ) -> None:
-        spec = self.spec
-        factors = np.array([float(tables.factors[n.name].detach().expand(self.lanes)[lane]) for n in spec.networks])
-        moved = np.array(
-            [np.broadcast_to(slopes.factors[n.name], (self.lanes, self.parameters))[lane] for n in spec.networks]
-        ).reshape(len(spec.networks), self.parameters)
-        felt, units, shares, owns = [], [], [], []
+        names = [net.network.name for net in self.nets]
+        sizes = [tables.sizes[name] for name in names]
+        factors = np.array([float(tables.factors[name].detach().expand(self.lanes)[lane]) for name in names])
+        every = (self.lanes, self.parameters)
+        moved = np.array([np.broadcast_to(slopes.factors[name], every)[lane] for name in names])
+        moved = moved.reshape(len(names), self.parameters)
+        words = [np.ascontiguousarray(total[:, lane]) for total in totals]
+        felt = self._felt(factors, moved, sizes, words)
+        self._scatter(self.local, lane, stage, felt)
         for k, net in enumerate(self.nets):
-            name = net.network.name
-            size = tables.sizes[name]
-            if net.network.shared or net.network.mixing is not None:
+            if k == self.inner:
+                continue
+            if net.told:
                 if net.network.shared:
-                    value, tangents = shared[name][:, lane].numpy(), slopes.sums[name][:, lane]
+                    value, tangents = shared[names[k]][:, lane].numpy(), slopes.sums[names[k]][:, lane]
                 else:
-                    value = decode(torch.from_numpy(totals[k][:, lane])).numpy()
-                    tangents = self._add_up(net, lane, stage, net.linear, _NO_UNITS)[:, :-1]
-                felt.append(_mixed(net.network, value, tangents, size, float(factors[k]), moved[k]))
-                unit, share, own = _NO_UNITS, _NO_SHARES, _NOT_BACK
+                    value, tangents = decode(torch.from_numpy(words[k])).numpy(), self._joined(k)
+                hazard, tangents = _mixed(net.network, value, tangents, sizes[k], float(factors[k]), moved[k])
+                self.hazards[k][:], self.tables[k][:] = hazard, _in_quads(tangents)
             else:
-                unit, share = net.by_size(size)
-                curved = net.curve(factors[k] * share)
-                table = self._add_up(net, lane, stage, curved, unit)
-                self._finish(net, totals[k], lane, size, float(factors[k]), moved[k], table)
-                felt.append(table)
-                own = _NOT_BACK  # over edges nobody is their own neighbour
-                if isinstance(net.network, Groups):
-                    own = np.concatenate([factors[k] * share[:, None, None] * curved, np.zeros((1, *curved.shape[1:]))])
-            units.append(unit)
-            shares.append(np.append(share, 0.0))
-            owns.append(own)
+                self._finish(k, lane, stage, felt, words[k], sizes[k])
         chance, slope = self._exits(lane, tables, slopes)
-        common = (
-            stage,
-            spec.class_of,
-            len(spec.networks),
-            self.cells,
-            padded(felt, np.empty((0, 0))),
-            padded(units, _NO_UNITS),
-            padded(shares, _NO_SHARES),
-            padded(owns, _NOT_BACK),
-            self.speaking,
-            self.heard,
-            self.kind,
-            self.infectivity,
-            factors,
-            moved,
-            self.closed,
-            spec.susceptibility,
-            self.edge,
-            self.scale,
-            spec.exit_edges,
-            chance,
-            slope,
-            slope.any(axis=(1, 2, 3)),
-            self.target,
-            self.row_of,
-            self.carried[lane],
-        )
-        flow = np.zeros((len(self.cuts) - 1, len(spec.edges), spec.class_count, self.parameters))
+        steep = np.logical_or.reduce(slope != 0.0, axis=(1, 2, 3))
+        course = self.course._replace(chance=chance, slopes=_in_quads(slope).reshape(-1), steep=steep)
+        cuts = _pieces(self.blocks.size - 1, self.spec.agents)
+        flow = np.zeros((len(cuts), self.carried.shape[1], len(self.spec.edges), self.spec.class_count, LENGTH))
+        how = (self.blocks, stage, self.spec.class_of, self.lists, felt, course, self.carried[lane].reshape(-1))
         jobs = [
-            partial(tangent_steps.advance, *cut, *common, part)
-            for cut, part in zip(pairwise(self.cuts), flow, strict=True)
+            partial(tangent_steps.advance, *cut, room, *how, self.rows, part.reshape(-1))
+            for cut, room, part in zip(cuts, self.rooms, flow, strict=True)
         ]
         share_out(jobs, self.threads)
-        self.flow[:, :, lane] = flow.sum(axis=0)
+        self.flow[:, :, lane] = _by_parameter(flow.sum(axis=0), self.parameters)
+
+    def _felt(
+        self,
+        factors: NDArray[np.float64],
+        moved: NDArray[np.float64],
+        sizes: list[Tensor | None],
+        words: list[NDArray[np.int64]],
+    ) -> Felt:
+        """What the networks do in a step, tables aside: those are filled afterwards."""
+        today = [net.today(factor, size) for net, factor, size in zip(self.nets, factors, sizes, strict=True)]
+        at, passed = _in_line([passed for passed, _, _ in today])
+        unit_at, share = _in_line([share for _, _, share in today])
+        return Felt(
+            at=at,
+            passed=passed,
+            back=_in_line([back for _, back, _ in today])[1],
+            unit_at=unit_at,
+            share=share,
+            factors=factors,
+            moved=_in_quads(moved).reshape(-1),
+            words=words[self.inner] if self.inner >= 0 else _NO_WORDS,
+            hazards=addresses_of(self.hazards),
+            tangents=addresses_of(self.tables),
+            lengths=np.array([hazard.size for hazard in self.hazards], dtype=np.int64),
+        )
 
     def _finish(
-        self,
-        net: _Net,
-        words: NDArray[np.int64],
-        lane: int,
-        size: Tensor | None,
-        factor: float,
-        moved: NDArray[np.float64],
-        table: NDArray[np.float64],
+        self, k: int, lane: int, stage: NDArray[np.int8], felt: Felt, words: NDArray[np.int64], size: Tensor | None
     ) -> None:
-        """Tangents of sums become tangents of hazards, with the hazards in the last column."""
-        cuts = np.linspace(0, net.network.cells, len(self.cuts)).astype(np.int64)
-        own, sizes = np.ascontiguousarray(words[:, lane]), np.empty(0) if size is None else size.numpy()
+        """Tangents of a local network's sums become tangents of hazards, and its sums hazards."""
+        net, table, hazard = self.nets[k], self.tables[k].reshape(-1), self.hazards[k]
+        if isinstance(net.network, Edges):
+            readers = net.network.readers_by_source
+            tangent_steps.spread(k, stage, *readers, self.lists, felt, self.carried[lane].reshape(-1), self.rows, table)
+        sizes = _NO_SIZES if size is None else size.numpy()
         jobs = [
-            partial(tangent_steps.finish, low, high, own, sizes, factor, moved, net.closed, table)
-            for low, high in pairwise(cuts)
+            partial(tangent_steps.finish, *cut, k, words, sizes, net.closed, felt, self.parts, hazard, table)
+            for cut in _pieces(hazard.size, self.spec.agents)
         ]
         share_out(jobs, self.threads)
 
@@ -297,64 +366,114 @@ class _Carried:
         return chance, slope
 
 
+def _in_line(arrays: list[NDArray[np.float64]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Arrays one after the other, and where each begins."""
+    begins = np.cumsum([0, *[array.size for array in arrays]])[:-1]
+    return begins.astype(np.int64), np.concatenate([np.empty(0), *[array.reshape(-1) for array in arrays]])
+
+
+def _course(spec: Spec, row_of: NDArray[np.int64], heard: list[int]) -> Course:
+    """Every transition out of a live stage in order, exits without their probabilities."""
+    ways = {
+        stage: [(spec.infection[stage][0], 1, 0)] if stage in spec.infection else []
+        for stage in np.flatnonzero(row_of >= 0).tolist()
+    }
+    for stage, edges in spec.exits.items():
+        ways[stage] += [(edge, 0, place) for place, edge in enumerate(edges)]
+    order: dict[int, int] = {}
+
+    # Depth first: the stages that a stage leads to come before it, except on a way round.
+    def visit(stage: int, above: frozenset[int]) -> None:
+        for edge, _, _ in ways[stage]:
+            target = spec.edges[edge][1]
+            if target in ways and target not in order and target not in above:
+                visit(target, above | {target})
+        order.setdefault(stage, len(order))
+
+    for stage in ways:
+        visit(stage, frozenset([stage]))
+    moves, early = [], []
+    for stage in sorted(ways, key=lambda stage: order[stage]):
+        for turn, (edge, infects, place) in enumerate(ways[stage]):
+            moves.append((stage, edge, infects, place, turn == 0, turn == len(ways[stage]) - 1))
+            early.append(order.get(spec.edges[edge][1], -1) >= order[stage])
+    listed = np.array(moves, dtype=np.int64).reshape(-1, 6)
+    into = np.array([row_of[spec.edges[edge][1]] for edge in listed[:, 1]], dtype=np.int64)
+    waits = np.array(early, dtype=np.bool_)
+    return Course(
+        moves=listed,
+        row=row_of[listed[:, 0]],
+        into=into,
+        early=waits,
+        late=np.unique(into[waits]),
+        heard=np.array(heard, dtype=np.int64),
+        susceptibility=spec.susceptibility,
+        scale=spec.infections[1],
+        chance=np.zeros((*spec.exit_edges.shape, spec.class_count)),
+        slopes=np.zeros(0),
+        steep=np.zeros(len(spec.stages), dtype=np.bool_),
+    )
+
+
 class _Net:
     """One network of a contagion, as the loops need it.
 
     Attributes:
         network: itself.
-        cell: group of each agent; empty over edges [agents].
+        cell: group of each agent; None over edges [agents].
         closed: whether the first cell is of those in no group.
-        values: the different infectivities, from the least [kinds].
-        kind: which of them each stage has [S].
-        weight: infectivity of the stages that pass on more than the least [M].
-        speaking: their rows of tangents [M].
-        linear: what a unit of their tangents passes on where sums are linear [1, kinds, M].
-        total: where they are added up, and room for the hazard [cells, P + 1].
-        pieces: first agent, end of the agents and first cell of each part of the population that is added up apart.
-        parts: where each is [cells of the piece, P + 1].
-        apart: whether the pieces have no cell in common, and `parts` are pieces of `total`.
+        told: whether its sums are opened, or mixed, before anybody feels them.
+        apart: whether nobody meets themselves in their own group.
+        unit: which of the different sizes each cell has, in a network where nobody does; else None [cells].
+        speaking: rows of the stages that pass on more than the least [M].
+        linear: what a unit of their tangents passes on where sums are linear [1, S, M].
     """
 
-    def __init__(self, spec: Spec, number: int, row_of: NDArray[np.int64], width: int) -> None:
+    def __init__(self, spec: Spec, number: int, row_of: NDArray[np.int64]) -> None:
         self.network, infectivity = spec.networks[number], spec.infectivity[number]
-        self.cell, self.closed = np.empty(0, dtype=np.int32), False
+        self.cell, self.closed = None, False
         if isinstance(self.network, Groups):
             self.cell, self.closed = self.network.cell_of, self.network.outsiders
-        self.values, self.kind = np.unique(infectivity, return_inverse=True)
-        speaking = np.flatnonzero(self.kind > 0)
-        self.weight, self.speaking = infectivity[speaking], row_of[speaking]
-        self.linear = np.repeat((self.weight - self.values[0])[None, None], len(self.values), axis=1)
-        self.total = np.zeros((self.network.cells, width))
-        self._sizes: tuple[Tensor, NDArray[np.int32], NDArray[np.float64]] | None = None
-        cuts = _cuts(self.cell.size)
-        self.apart = len(cuts) == 2 or bool(np.all(self.cell[1:] >= self.cell[:-1]))
-        if self.apart and len(cuts) > 2:
-            # Stored by group: pieces that begin with a group have no other in common.
-            cuts = np.unique([*np.searchsorted(self.cell, self.cell[cuts[:-1]]), self.cell.size])
-        parts = np.split(self.cell, cuts[1:-1]) if len(cuts) > 2 else []
-        ranges = [(int(part.min()), int(part.max()) + 1) for part in parts] or [(0, self.network.cells)]
-        self.pieces = [(*cut, first) for cut, (first, _) in zip(pairwise(cuts), ranges, strict=True)]
-        self.parts = [
-            self.total[first:last] if self.apart else np.zeros((last - first, width)) for first, last in ranges
-        ]
+        self.told = self.network.shared or self.network.mixing is not None
+        self.apart = self.cell is not None and not self.told
+        self.unit = np.zeros(self.network.cells, dtype=np.int32) if self.apart else None
+        self._infectivity, self._least = infectivity, infectivity.min()
+        speaking = np.flatnonzero(infectivity > self._least)
+        self._weight, self.speaking = infectivity[speaking], row_of[speaking]
+        self.linear = np.repeat((self._weight - self._least)[None, None], len(infectivity), axis=1)
+        self._sizes: tuple[Tensor | None, NDArray[np.float64]] | None = None
 
-    def by_size(self, sizes: Tensor | None) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Which of the different sizes each cell has (empty: all the same), and one over each of them."""
-        if sizes is None:
-            return _NO_UNITS, np.ones(1)
+    def today(
+        self, factor: float, sizes: Tensor | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """What a unit of tangent passes on and what of it comes back [units, S, M], and one over each size [units]."""
+        if self.told:
+            return self.linear, np.zeros_like(self.linear), np.zeros(1)
+        share = self._by_size(sizes)
+        passed = self._curve(factor * share)
+        return passed, factor * share[:, None, None] * passed, share
+
+    def _by_size(self, sizes: Tensor | None) -> NDArray[np.float64]:
+        """One over each of the different sizes, and 0 for those in no group; `unit` says which a cell has [units]."""
         if self._sizes is None or self._sizes[0] is not sizes:
-            different, unit = np.unique(np.maximum(sizes.numpy(), 1.0), return_inverse=True)
-            self._sizes = sizes, unit.astype(np.int32), 1.0 / different
-        return self._sizes[1:]
+            different = np.ones(1)
+            if sizes is not None:
+                different, unit = np.unique(np.maximum(sizes.numpy(), 1.0), return_inverse=True)
+                if self.unit is not None:
+                    self.unit[:] = unit
+            if self.closed and self.unit is not None:
+                self.unit[0] = different.size
+            self._sizes = sizes, np.append(1.0 / different, 0.0)
+        return self._sizes[1]
 
-    def curve(self, per_unit: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _curve(self, per_unit: NDArray[np.float64]) -> NDArray[np.float64]:
         """What a unit of tangent passes on in a small group: see `lpm.kernels.reference._difference`.
 
         Args:
             per_unit: hazard per unit of infectivity, by size [units].
 
         Returns:
-            [units, kinds, M], less that of the least infectivity: the tangents of an agent sum to 0.
+            [units, S, M], less that of the least infectivity: the tangents of an agent sum to 0.
         """
 
         def change(step: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -362,8 +481,8 @@ class _Net:
             safe = np.where(b == 0, 1.0, b)
             return np.where(b == 0, step, -np.expm1(-b * step) / safe)
 
-        step = self.weight[None, None] - self.values[None, :, None]
-        return np.ascontiguousarray(change(step) - change(self.values[0] - self.values[None, :, None]))
+        now = self._infectivity[None, :, None]
+        return change(self._weight[None, None] - now) - change(self._least - now)
 
 
 def _mixed(
@@ -373,9 +492,9 @@ def _mixed(
     size: Tensor | None,
     factor: float,
     moved: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Tangents of the hazards of a network whose sums are opened, or mixed, with the hazards last [cells, P + 1]."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Hazards of a network whose sums are opened, or mixed [cells], and their tangents [cells, P]."""
     sizes = None if size is None else size.numpy()
     pressure = cell_hazards(network, value[:, None], sizes, np.ones(1))
     by_sums = cell_hazards(network, tangents, sizes, np.full(len(moved), factor))
-    return np.concatenate([moved * pressure + by_sums, factor * pressure], axis=1)
+    return factor * pressure[:, 0], moved * pressure + by_sums
