@@ -13,10 +13,11 @@ from typing import Any
 import numba as nb
 import numpy as np
 from llvmlite import ir
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["Addresses", "addresses_of", "column", "float_column"]
+__all__ = ["Addresses", "addresses_of", "column", "fetch", "fetch_column", "fetch_float_column", "float_column"]
 
 Addresses = NDArray[np.uint64]
 
@@ -47,6 +48,41 @@ def _loader(number: Any, width: Any) -> Any:
     return load
 
 
+def _fetched(context: Any, builder: Any, place: Any) -> Any:
+    """Ask for a line of the cache that will be read soon, and wait for nothing."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [builder.bitcast(place, byte), number(0), number(3), number(1)])
+    return context.get_dummy_value()
+
+
+@intrinsic
+def fetch(_: Any, array: Any, i: Any) -> Any:
+    """Have entry i of a contiguous array, all axes counted as one, at hand: for loops that read here and there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return _fetched(context, builder, builder.gep(first, [arguments[1]]))
+
+    return nb.types.void(array, nb.types.int64), generate
+
+
+def _fetcher(width: Any) -> Any:
+    """A function of a kernel that asks for one entry of a column."""
+
+    @intrinsic
+    def ask(_: Any, address: Any, i: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            pointer = builder.inttoptr(arguments[0], width.as_pointer())
+            return _fetched(context, builder, builder.gep(pointer, [arguments[1]]))
+
+        return nb.types.void(nb.types.uint64, nb.types.int64), generate
+
+    return ask
+
+
+_fetch, _fetch_float = _fetcher(ir.IntType(32)), _fetcher(ir.DoubleType())
 _load = _loader(nb.types.int32, ir.IntType(32))
 _load_float = _loader(nb.types.float64, ir.DoubleType())
 
@@ -61,3 +97,17 @@ def column(address: np.uint64, i: int) -> int:
 def float_column(address: np.uint64, i: int) -> float:
     """Entry i of a column of numbers."""
     return 1.0 if address == np.uint64(0) else float(_load_float(address, i))
+
+
+@nb.njit(_nrt=False, inline="always")
+def fetch_column(address: np.uint64, i: int) -> None:
+    """Have entry i of a column of whole numbers at hand."""
+    if address != np.uint64(0):
+        _fetch(address, i)
+
+
+@nb.njit(_nrt=False, inline="always")
+def fetch_float_column(address: np.uint64, i: int) -> None:
+    """Have entry i of a column of numbers at hand."""
+    if address != np.uint64(0):
+        _fetch_float(address, i)

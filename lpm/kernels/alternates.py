@@ -33,7 +33,7 @@ from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
 from lpm.kernels.addresses import addresses_of
 from lpm.kernels.cell_hazards import cell_hazards
-from lpm.kernels.clusters import Day, Frame, Heard, Outcome
+from lpm.kernels.clusters import Active, Day, Frame, Heard, Outcome, Slots
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.frames import clear_slots, make_among, make_flips, make_frame, make_fresh, make_ranges, make_slots
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
@@ -206,6 +206,10 @@ class _Clusters:
         agents, slots = spec.agents, int(self.frame.first_slot[-1])
         self.threads = workers(agents)
         self.low, self.high = make_ranges(self.frame, self.threads)
+        self.active = [
+            Active(np.empty(int(room), dtype=np.int32), np.zeros(self.frame.network.size + 1, dtype=np.int64))
+            for room in (self.high - self.low).sum(axis=1) + 1
+        ]
         self.slots = [make_slots(slots, parameters, self.frame.network.size) for _ in range(lanes)]
         # Lists of who differs; each thread's slots have a stretch of their own, used so far up to `ends`.
         self.member = [np.empty(0, dtype=np.int32) for _ in range(lanes)]
@@ -302,35 +306,47 @@ class _Clusters:
         flow = np.zeros((runs, *self.flow.shape[:2], self.parameters))
         count = np.zeros((runs, *self.count.shape[:2], self.parameters))
         parts = [(self.low[t], self.high[t]) for t in range(self.threads)]
-
-        def each(function: Callable[..., Any], *common: Any) -> list[Any]:
-            return share_out([partial(function, *part, *common) for part in parts], self.threads)
-
         lists = (member, alternative)
 
-        def in_turn(function: Callable[..., Any], *first: Any) -> None:
+        def in_turn(function: Callable[..., Any]) -> None:
             """Each thread's slots add to their own stretch of the lists."""
-            common = (*first, frame, day, slots, flips, fresh, *lists)
+            common = (stage, after, frame, day, slots, flips, fresh, *lists)
             jobs = [
-                partial(function, *parts[t], *common, ends[t], outcomes[t], flow, count) for t in range(self.threads)
+                partial(function, self.active[t], *common, ends[t], outcomes[t], flow, count)
+                for t in range(self.threads)
             ]
             ends[:] = share_out(jobs, self.threads)
 
         old = adjoint.before(slots, *lists) if self.taped else None
-        in_turn(evolution.evolve, stage, after)
+        share_out([partial(evolution.offer, *part, frame, day, slots, flips, fresh) for part in parts], self.threads)
+        self._activate(slots)
+        in_turn(evolution.evolve)
         if old is not None:
             self.tapes[lane] = adjoint.record(
                 stage, after, frame, day, slots, flips, fresh, old, *lists, parts, outcomes
             )
-        in_turn(evolution.resolve, stage, after)
+        in_turn(evolution.resolve)
         if slots.link.shape[1]:
-            each(evolution.link, slots, flips, fresh)
+            share_out([partial(evolution.link, own, slots, flips, fresh) for own in self.active], self.threads)
         self._survey(lane, after)
         self.flow[:, :, lane] = flow.sum(axis=0)
         self.count[:, :, lane] += count.sum(axis=0)
 
+    def _activate(self, slots: Slots) -> None:
+        """List the slots in which something may happen."""
+        parts = zip(self.low, self.high, self.active, strict=True)
+        share_out([partial(evolution.activate, low, high, slots, own) for low, high, own in parts], self.threads)
+
+    def _known(self, lane: int, stage: NDArray[np.int8]) -> Heard:
+        """What large networks hear of a lane; after a checkpoint it is found out anew."""
+        heard = self.heard[lane]
+        if heard is None:
+            self._activate(self.slots[lane])
+            heard = self._survey(lane, stage)
+        return heard
+
     def _survey(self, lane: int, stage: NDArray[np.int8]) -> Heard:
-        """What the alternatives of a lane hold, and what large networks hear of them."""
+        """What the active alternatives of a lane hold, and what large networks hear of them."""
         slots, parts = self.slots[lane], list(zip(self.low, self.high, strict=True))
         ends = np.cumsum([sum(int(slots.held[a:b].sum()) for a, b in zip(*part, strict=True)) for part in parts])
         room = int(ends[-1])
@@ -343,8 +359,7 @@ class _Clusters:
         )
         common = (stage, self.frame, slots, self.member[lane], self.alternative[lane], heard)
         jobs = [
-            partial(evolution.survey, t, begin, *part, *common)
-            for t, (begin, part) in enumerate(zip([0, *ends[:-1]], parts, strict=True))
+            partial(evolution.survey, t, begin, self.active[t], *common) for t, begin in enumerate([0, *ends[:-1]])
         ]
         share_out(jobs, self.threads)
         self.heard[lane] = heard
@@ -459,7 +474,7 @@ class _Clusters:
         one = np.ones(self.parameters + 1)
         factor = np.empty(len(spec.networks))
         factor_dot = np.empty((len(spec.networks), self.parameters))
-        heard = self.heard[lane] or self._survey(lane, stage)
+        heard = self._known(lane, stage)
         if not self._divisors:
             self._divisors = [make_among(network, tables.sizes[network.name]) for network in spec.networks]
             self.among = addresses_of(self._divisors)
@@ -485,7 +500,7 @@ class _Clusters:
             factor_dot[k] = np.broadcast_to(slopes.factors[network.name], (len(self.slots), self.parameters))[lane]
             people = None if size is None else size.numpy()
             if k in self.linear:
-                jobs.append(partial(encode, k, network, people, here))
+                jobs.insert(0, partial(encode, k, network, people, here))  # the longest first
                 continue
             layer = int(frame.layer[k])
             excess = slots.excess[int(frame.first_slot[layer]) :]
@@ -571,7 +586,7 @@ class _Clusters:
         for lane in range(len(self.slots)):
             now = np.ascontiguousarray(stage[:, lane])
             total = np.empty((self.spec.networks[network].cells, self.parameters + 1))
-            self._sum(lane, network, now, self.heard[lane] or self._survey(lane, now), total)
+            self._sum(lane, network, now, self._known(lane, now), total)
             columns.append(total)
         return np.stack(columns, axis=1)
 

@@ -41,6 +41,7 @@ __all__ = [
     "SHORTEST",
     "SMALLEST",
     "TOUCHED",
+    "Active",
     "Day",
     "Flips",
     "Floats",
@@ -242,6 +243,18 @@ class Fresh(NamedTuple):
     stage: NDArray[np.int8]
     following: NDArray[np.int32]
     span: Ints
+
+
+class Active(NamedTuple):
+    """The slots of one thread in which something may happen in this step, in their order.
+
+    Attributes:
+        slot: which [slots, but only the first are meant].
+        begin: where those of a layer begin, and the end of all [layers + 1].
+    """
+
+    slot: NDArray[np.int32]
+    begin: Ints
 
 
 class Outcome(NamedTuple):

@@ -6,7 +6,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.addresses import column, float_column
+from lpm.kernels.addresses import column, fetch, fetch_column, float_column
 from lpm.kernels.clusters import (
     BARE,
     GONE,
@@ -16,6 +16,7 @@ from lpm.kernels.clusters import (
     OLD,
     SCALE,
     TOUCHED,
+    Active,
     Day,
     Flips,
     Floats,
@@ -32,10 +33,15 @@ from lpm.kernels.clusters import (
 from lpm.kernels.decisions import one_minus_exp
 from lpm.philox import philox
 
-__all__ = ["evolve", "link", "pack", "resolve", "scatter", "survey"]
+__all__ = ["activate", "evolve", "link", "offer", "pack", "resolve", "scatter", "survey"]
 
 _OLD_VARIATES = 32768
 _NO_BLOCK = np.uint64(1 << 63)
+
+# Slots are read in their order, but people of one workplace live all over the city, and so do offers to it: a loop
+# would wait for the memory at each, longer than for all it computes. So it asks beforehand, link by link of a chain,
+# for what it will read so many slots later.
+_LIST, _PEOPLE, _PLACE = 36, 24, 12
 
 Words = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 
@@ -94,9 +100,124 @@ def _move(
 
 
 @nb.njit(**BARE)
+def offer(low: Ints, high: Ints, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh: Fresh) -> None:
+    """Offer flips to the agent's slot in every layer, fresh differences to those in the other layers.
+
+    Args:
+        low: first slot of each layer [layers].
+        high: end of the slots of each layer [layers].
+        frame: the run's.
+        day: the step's.
+        slots: their `winner` becomes the last offer, and their `status` says so.
+        flips: of the step.
+        fresh: of the step.
+    """
+    layers, last, address = frame.network.shape[0], slots.weight.shape[1] - 1, day.address
+    slot, base, first_slot, ids, first_id = frame.slot, frame.base, frame.first_slot, frame.ids, frame.first_id
+    winner, weight, status = slots.winner, slots.weight, slots.status
+    agent, before, word, span = flips.agent, flips.following, flips.chosen, flips.span
+    for layer in range(layers):
+        # There are many flips, in the order of agents: neighbours share a block of random words.
+        counter = address[1] << np.uint64(16) | np.uint64(1 + layer)
+        block, words = _NO_BLOCK, (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
+        for part in range(span.shape[0]):
+            for k in range(span[part, 0], span[part, 1]):
+                i = agent[k]
+                q = base[layer] + column(slot[layer], i)
+                if q < low[layer] or q >= high[layer]:
+                    continue
+                identity = _identity(first_id, ids, i)
+                if identity >> np.uint64(2) != block:
+                    block = identity >> np.uint64(2)
+                    words = _block(block, counter, address)
+                word[layer, k] = _of_block(words, identity)
+                before[layer, k] = winner[q]
+                winner[q] = k
+                status[q] |= TOUCHED
+    newcomer, where, following, direct = fresh.agent, fresh.slot, fresh.following, agent.shape[0]
+    for part in range(fresh.span.shape[0]):
+        for k in range(fresh.span[part, 0], fresh.span[part, 1]):
+            i, origin = newcomer[k], where[k]
+            home = layer_of(first_slot, origin)
+            lasts = weight[origin, last] != 0.0
+            for layer in range(layers):
+                q = origin if layer == home else base[layer] + column(slot[layer], i)
+                if q >= low[layer] and q < high[layer] and (lasts or layer == home):
+                    following[layer, k] = winner[q]
+                    winner[q] = direct + k
+                    status[q] |= TOUCHED
+
+
+@nb.njit(**BARE)
+def activate(low: Ints, high: Ints, slots: Slots, active: Active) -> None:
+    """List the slots `low` to `high` − 1 of each layer in which something may happen."""
+    found, status = 0, slots.status
+    for layer in range(low.shape[0]):
+        active.begin[layer] = found
+        for q in range(low[layer], high[layer]):
+            active.slot[found] = q
+            found += status[q] != 0
+    active.begin[low.shape[0]] = found
+
+
+@nb.njit(**BARE, inline="always")
+def _fetch_list(q: int, slots: Slots, member: NDArray[np.int32], alternative: NDArray[np.int8]) -> None:
+    """Ask for a slot's list and weight."""
+    fetch(slots.weight, (q + 1) * slots.weight.shape[1] - 1)
+    if slots.held[q] > 0:
+        fetch(member, slots.first[q])
+        fetch(alternative, slots.first[q])
+
+
+@nb.njit(**BARE, inline="always")
+def _fetch_offer(layer: int, one: int, flips: Flips, fresh: Fresh) -> None:
+    """Ask for an offer to a slot, if there is one."""
+    direct = flips.agent.shape[0]
+    if one >= direct:
+        fetch(fresh.agent, one - direct)
+        fetch(fresh.slot, one - direct)
+        fetch(fresh.following, layer * fresh.agent.shape[0] + one - direct)
+    elif one >= 0:
+        fetch(flips.size, one)
+        fetch(flips.chosen, layer * direct + one)
+        fetch(flips.following, layer * direct + one)
+
+
+@nb.njit(**BARE, inline="always")
+def _fetch_winner(w: int, flips: Flips, fresh: Fresh) -> None:
+    """Ask for what an offer brings, if it has won."""
+    direct = flips.agent.shape[0]
+    if w >= direct:
+        fetch(fresh.agent, w - direct)
+        fetch(fresh.stage, w - direct)
+    elif w >= 0:
+        fetch(flips.agent, w)
+        fetch(flips.stage, w)
+        fetch(flips.branch, w)
+        fetch(flips.factor, w)
+
+
+@nb.njit(**BARE, inline="always")
+def _fetch_person(i: int, stage: NDArray[np.int8], after: NDArray[np.int8], frame: Frame) -> None:
+    """Ask for somebody's stage, cells and slots."""
+    fetch(stage, i)
+    fetch(after, i)
+    for n in range(frame.cells.shape[0]):
+        fetch_column(frame.cells[n], i)
+    for layer in range(frame.slot.shape[0]):
+        fetch_column(frame.slot[layer], i)
+
+
+@nb.njit(**BARE, inline="always")
+def _fetch_pressure(i: int, frame: Frame, pressure: Floats) -> None:
+    """Ask for the pressure where somebody is."""
+    for n in range(frame.cells.shape[0]):
+        fetch(pressure, frame.first_cell[n] + column(frame.cells[n], i))
+
+
+@nb.njit(**BARE)
 def evolve(
-    low: Ints,
-    high: Ints,
+    active: Active,
     stage: NDArray[np.int8],
     after: NDArray[np.int8],
     frame: Frame,
@@ -111,13 +232,10 @@ def evolve(
     flow: Floats,
     count: Floats,
 ) -> int:
-    """Offers compete for the slots `low` to `high` − 1 of each layer, and what they hold steps under the same words.
-
-    Flips go to the agent's slot in every layer, fresh differences to those in the other layers.
+    """What slots hold steps under the same words, and offers compete for them.
 
     Args:
-        low: first slot of each layer [layers].
-        high: end of the slots of each layer [layers].
+        active: slots in which something may happen.
         stage: actual, before [agents].
         after: actual, after [agents].
         frame: the run's.
@@ -144,42 +262,11 @@ def evolve(
     pressure, among, factor, exits, address = day.pressure, day.among, day.factor, day.exit, day.address
     first, held, winner, weight, excess = slots.first, slots.held, slots.winner, slots.weight, slots.excess
     seed, imported, generation, source, link = slots.seed, slots.imported, slots.generation, slots.source, slots.link
-    status, many = slots.status, classes.shape[0] > 0
-
-    agent, size, before, word, span = flips.agent, flips.size, flips.following, flips.chosen, flips.span
-    for layer in range(layers):
-        # There are many flips, in the order of agents: neighbours share a block of random words.
-        counter = address[1] << np.uint64(16) | np.uint64(1 + layer)
-        block, words = _NO_BLOCK, (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
-        for part in range(span.shape[0]):
-            for k in range(span[part, 0], span[part, 1]):
-                i = agent[k]
-                q = base[layer] + column(slot[layer], i)
-                if q < low[layer] or q >= high[layer]:
-                    continue
-                identity = _identity(first_id, ids, i)
-                if identity >> np.uint64(2) != block:
-                    block = identity >> np.uint64(2)
-                    words = _block(block, counter, address)
-                word[layer, k] = _of_block(words, identity)
-                before[layer, k] = winner[q]
-                winner[q] = k
-                status[q] |= TOUCHED
-    direct, widest = agent.shape[0], 0
+    many = classes.shape[0] > 0
+    size, before, word, direct, widest = flips.size, flips.following, flips.chosen, flips.agent.shape[0], 0
     for layer in range(layers):
         widest = max(widest, width[layer])
     newcomer, where, following, fresh_stage = fresh.agent, fresh.slot, fresh.following, fresh.stage
-    for part in range(fresh.span.shape[0]):
-        for k in range(fresh.span[part, 0], fresh.span[part, 1]):
-            i, origin = newcomer[k], where[k]
-            home = layer_of(first_slot, origin)
-            lasts = weight[origin, last] != 0.0
-            for layer in range(layers):
-                q = origin if layer == home else base[layer] + column(slot[layer], i)
-                if q >= low[layer] and q < high[layer] and (lasts or layer == home):
-                    following[layer, k] = winner[q]
-                    winner[q] = direct + k
-                    status[q] |= TOUCHED
 
     ratios, imports = outcome.ratio, outcome.imports
     run_of, runs, contests, taken = frame.run, 0, 0, 0
@@ -188,9 +275,23 @@ def evolve(
     for layer in range(layers):
         run, end_of_run = runs, first_slot[layer] + run_of[layer]
         outcome.begin[layer, 0], outcome.begin[layer, 1] = contests, taken
-        for q in range(low[layer], high[layer]):
-            if status[q] == 0:
-                continue
+        end_of_layer = active.begin[layer + 1]
+        for a in range(active.begin[layer], end_of_layer):
+            if a + _LIST < end_of_layer:
+                soon = active.slot[a + _LIST]
+                _fetch_list(soon, slots, member, alternative)
+                _fetch_offer(layer, winner[soon], flips, fresh)
+            if a + _PEOPLE < end_of_layer:
+                soon = active.slot[a + _PEOPLE]
+                for m in range(first[soon], first[soon] + held[soon]):
+                    _fetch_person(member[m], stage, after, frame)
+                if winner[soon] >= direct:
+                    fetch(weight, (where[winner[soon] - direct] + 1) * (last + 1) - 1)
+            if a + _PLACE < end_of_layer:
+                soon = active.slot[a + _PLACE]
+                for m in range(first[soon], first[soon] + held[soon]):
+                    _fetch_pressure(member[m], frame, pressure)
+            q = active.slot[a]
             while q >= end_of_run:
                 run, end_of_run = run + 1, end_of_run + run_of[layer]
             uncounted = uncounted_seed(seed, imported, layer, q)
@@ -257,15 +358,15 @@ def evolve(
                         smallest = np.int64(i)
             # All who competed for the slot, and who differs from now on.
             total, best, w, moved = 0.0, np.inf, NOBODY, False
-            offer = winner[q]
-            while offer >= 0:
+            one = winner[q]
+            while one >= 0:
                 large = 0.0
-                if offer < direct:
-                    large = size[offer]
-                    key = key_of(word[layer, offer], large)
-                    earlier = before[layer, offer]
+                if one < direct:
+                    large = size[one]
+                    key = key_of(word[layer, one], large)
+                    earlier = before[layer, one]
                 else:
-                    f = offer - direct
+                    f = one - direct
                     i, origin, earlier = newcomer[f], where[f], following[layer, f]
                     if origin == q:
                         if not moved:
@@ -293,8 +394,8 @@ def evolve(
                 if large > 0.0:
                     total += large
                     if key < best:
-                        best, w = key, int(offer)
-                offer = earlier
+                        best, w = key, int(one)
+                one = earlier
             if moved:
                 used = end
                 first[q] = begin
@@ -326,8 +427,7 @@ def evolve(
 
 @nb.njit(**BARE)
 def resolve(
-    low: Ints,
-    high: Ints,
+    active: Active,
     stage: NDArray[np.int8],
     after: NDArray[np.int8],
     frame: Frame,
@@ -361,14 +461,27 @@ def resolve(
     )
     first, held, weight, excess = slots.first, slots.held, slots.weight, slots.excess
     seed, imported, generation, source = slots.seed, slots.imported, slots.generation, slots.source
-    winner, status, ratios, imports = slots.winner, slots.status, outcome.ratio, outcome.imports
+    winner, ratios, imports = slots.winner, outcome.ratio, outcome.imports
     many, others, direct = classes.shape[0] > 0, source.shape[1], flips.agent.shape[0]
     run_of, runs, contests, taken = frame.run, 0, 0, 0
     for layer in range(layers):
         run, end_of_run = runs, first_slot[layer] + run_of[layer]
-        for q in range(low[layer], high[layer]):
-            if status[q] == 0:
-                continue
+        end_of_layer = active.begin[layer + 1]
+        for a in range(active.begin[layer], end_of_layer):
+            if a + _LIST < end_of_layer:
+                soon = active.slot[a + _LIST]
+                if winner[soon] != OLD:
+                    _fetch_list(soon, slots, member, alternative)
+                    _fetch_winner(winner[soon], flips, fresh)
+            if a + _PEOPLE < end_of_layer:
+                soon = winner[active.slot[a + _PEOPLE]]
+                if 0 <= soon < direct:
+                    _fetch_person(flips.agent[soon], stage, after, frame)
+            if a + _PLACE < end_of_layer:
+                soon = winner[active.slot[a + _PLACE]]
+                if 0 <= soon < direct:
+                    _fetch_pressure(flips.agent[soon], frame, pressure)
+            q = active.slot[a]
             while q >= end_of_run:
                 run, end_of_run = run + 1, end_of_run + run_of[layer]
             w = winner[q]
@@ -457,38 +570,43 @@ def resolve(
 
 
 @nb.njit(**BARE)
-def link(low: Ints, high: Ints, slots: Slots, flips: Flips, fresh: Fresh) -> None:
+def link(active: Active, slots: Slots, flips: Flips, fresh: Fresh) -> None:
     """Slots that were taken learn which others go together with them; all winners have taken theirs."""
-    winner, status, source, seed, generation = slots.winner, slots.status, slots.source, slots.seed, slots.generation
-    to, where, direct = slots.link, fresh.slot, flips.agent.shape[0]
-    for layer in range(low.shape[0]):
-        for q in range(low[layer], high[layer]):
-            if status[q] == 0 or winner[q] < 0:
+    winner, source, seed, generation = slots.winner, slots.source, slots.seed, slots.generation
+    to, where, direct, end = slots.link, fresh.slot, flips.agent.shape[0], active.begin[-1]
+    for a in range(end):
+        if a + _PLACE < end:
+            soon = active.slot[a + _PLACE]
+            for other in range(to.shape[1] if winner[soon] >= 0 else 0):
+                if source[soon, other] >= 0:
+                    fetch(winner, source[soon, other])
+                    fetch(generation, source[soon, other])
+        q = active.slot[a]
+        w = winner[q]
+        if w < 0:
+            continue
+        for other in range(to.shape[1]):
+            origin = source[q, other]
+            to[q, other] = -1
+            if origin < 0:
                 continue
-            w = winner[q]
-            for other in range(to.shape[1]):
-                origin = source[q, other]
-                to[q, other] = -1
-                if origin < 0:
-                    continue
-                theirs = winner[origin]
-                if w >= direct and origin == where[w - direct]:
-                    stands = theirs == OLD or theirs == HELD
-                elif w >= direct:
-                    stands = theirs >= direct and seed[origin] == seed[q]
-                    stands = stands and where[theirs - direct] == where[w - direct]
-                else:
-                    stands = theirs == w
-                if stands:
-                    to[q, other] = generation[origin]
+            theirs = winner[origin]
+            if w >= direct and origin == where[w - direct]:
+                stands = theirs == OLD or theirs == HELD
+            elif w >= direct:
+                stands = theirs >= direct and seed[origin] == seed[q]
+                stands = stands and where[theirs - direct] == where[w - direct]
+            else:
+                stands = theirs == w
+            if stands:
+                to[q, other] = generation[origin]
 
 
 @nb.njit(**BARE)
 def survey(
     part: int,
     begin: int,
-    low: Ints,
-    high: Ints,
+    active: Active,
     after: NDArray[np.int8],
     frame: Frame,
     slots: Slots,
@@ -501,8 +619,7 @@ def survey(
     Args:
         part: number of the thread.
         begin: where it writes to `found`.
-        low: first slot of each layer [layers].
-        high: end of the slots of each layer [layers].
+        active: slots in which something may have happened.
         after: stages after the step [agents].
         frame: the run's.
         slots: their `excess` and `status` are changed, and nothing competes any more.
@@ -514,12 +631,20 @@ def survey(
     seed, imported = slots.seed, slots.imported
     infectivity, busy, loud = frame.infectivity, frame.busy, frame.loud
     end = begin
-    for layer in range(low.shape[0]):
-        n = frame.network[layer]
+    for layer in range(frame.network.shape[0]):
+        n, end_of_layer = frame.network[layer], active.begin[layer + 1]
         found.span[part, layer, 0] = end
-        for q in range(low[layer], high[layer]):
-            if status[q] == 0:
-                continue
+        for a in range(active.begin[layer], end_of_layer):
+            if a + _PEOPLE < end_of_layer:
+                soon = active.slot[a + _PEOPLE]
+                if held[soon] > 0:
+                    fetch(member, first[soon])
+                    fetch(alternative, first[soon])
+            if a + _PLACE < end_of_layer:
+                soon = active.slot[a + _PLACE]
+                for m in range(first[soon], first[soon] + held[soon]):
+                    fetch(after, member[m])
+            q = active.slot[a]
             slots.winner[q] = NOBODY
             more = 0.0
             alive = False
@@ -593,6 +718,11 @@ def scatter(
     for layer in range(span.shape[1]):
         for part in range(span.shape[0]):
             for k in range(span[part, layer, 0], span[part, layer, 1]):
+                soon = min(k + _PLACE, span[part, layer, 1] - 1)
+                fetch(stage, agent[soon])
+                fetch(weight, slot[soon] * weight.shape[1])
+                if not by_edges:
+                    fetch_column(place, agent[soon])
                 i, q = agent[k], slot[k]
                 d = infectivity[n, alternative[k]] - infectivity[n, stage[i]]
                 if d == 0.0:

@@ -6,7 +6,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.addresses import column, float_column
+from lpm.kernels.addresses import column, fetch, fetch_float_column, float_column
 from lpm.kernels.clusters import SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots, chance
 from lpm.kernels.cpu import _byte
 from lpm.kernels.decisions import hazard_of, one_minus_exp
@@ -199,6 +199,22 @@ def step(
             i = start + maybe[m]
             total = hazard[m] * susceptibility[np.int64(classes[i]) if many else 0]
             chances[m] = one_minus_exp(total * infection_scale[stage[i]])
+        # Ask for their groups' slots, and for who differs there: workplaces are all over the memory.
+        for layer in range(layers):
+            n = network[layer]
+            for m in range(found if n >= 0 else 0):
+                one = first_slot[layer] + column(cells[n], start + maybe[m]) * widths[layer]
+                fetch(held, one)
+                fetch(excess, one)
+                fetch(first, one)
+                fetch(status, one)
+            for m in range(found if n >= 0 else 0):
+                cell = column(cells[n], start + maybe[m])
+                one = first_slot[layer] + cell * widths[layer]
+                for q in range(one, one + widths[layer]):
+                    if held[q] > 0 and excess[q] != 0.0:
+                        fetch(member, first[q])
+                        fetch_float_column(among[n], cell)
         for m in range(found):
             j = maybe[m]
             i = start + j
@@ -231,13 +247,11 @@ def step(
                     if n < 0 or base_of[layer] + column(slot[layer], i) < 0:
                         continue
                     cell = column(cells[n], i)
-                    unit = factor[n] / float_column(among[n], cell)
-                    if unit == 0.0:
-                        continue
                     one = first_slot[layer] + cell * widths[layer]
                     for q in range(one, one + widths[layer]):
                         if held[q] == 0 or excess[q] == 0.0:
                             continue
+                        unit = factor[n] / float_column(among[n], cell)
                         other = (hazard[m] + unit * excess[q]) * susceptibility[c] * scale
                         struck = drawn < np.int64(np.floor(one_minus_exp(max(other, 0.0)) * SCALE))
                         if struck == yes:
