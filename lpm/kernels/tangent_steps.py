@@ -19,7 +19,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.addresses import Addresses, column, float_column
+from lpm.kernels.addresses import Addresses, column, fetch_float_column, float_column
 from lpm.kernels.decisions import one_minus_exp
 from lpm.kernels.quads import LENGTH, load, load_at, nothing, store, store_at, zeros
 
@@ -30,6 +30,7 @@ __all__ = [
     "Parts",
     "Room",
     "advance",
+    "begin",
     "blocks_of",
     "finish",
     "join",
@@ -40,6 +41,8 @@ __all__ = [
 
 _BLOCK = 512
 """Agents in a block, at most."""
+_SOON = 16
+"""So many agents ahead a sum asks for where it will be written: workplaces are all over the memory."""
 _LARGEST = 32.0
 """`one_minus_exp` is constant beyond."""
 _ONE = 2.0**-32
@@ -230,6 +233,35 @@ def blocks_of(cell: NDArray[np.int32], closed: bool, agents: int) -> NDArray[np.
     return found[: count + 1].copy()
 
 
+@nb.njit(nogil=True, cache=True)
+def begin(
+    low: int,
+    high: int,
+    taking_part: NDArray[np.bool_],
+    moved: NDArray[np.float64],
+    row: int,
+    rows: int,
+    carried: NDArray[np.float64],
+) -> None:
+    """Add the same to one row of all who take part, of the agents `low` to `high` − 1.
+
+    Args:
+        low: first agent.
+        high: end of the agents.
+        taking_part: who does [agents].
+        moved: what is added [quads × 4].
+        row: which.
+        rows: how many.
+        carried: tangents; changed [quads × rows × agents × 4].
+    """
+    length = taking_part.size * LENGTH
+    for q in range(moved.size // LENGTH):
+        more, base = load(moved, q * LENGTH), (q * rows + row) * length
+        for i in range(low, high):
+            if taking_part[i]:
+                store(carried, base + i * LENGTH, load(carried, base + i * LENGTH) + more)
+
+
 @nb.njit(nogil=True, cache=True, inline="always")
 def _passed(
     carried: NDArray[np.float64],
@@ -304,6 +336,8 @@ def scatter(
                 table, first = parts.tables[n, part], parts.first[n, part]
                 above = q * (parts.last[n, part] - first) - first
                 for i in range(start, end):
+                    soon = above + column(cell, min(i + _SOON, agents - 1))
+                    fetch_float_column(table, soon * LENGTH)
                     g = column(cell, i)
                     if closed and g == 0:
                         continue

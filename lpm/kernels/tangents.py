@@ -224,9 +224,10 @@ class _Carried:
             reached = np.broadcast_to(slopes.cumulative[stage][0], before.shape)
             for s, moved in ((stage, reached - before), (0, before - reached)):
                 self.count[s] += people[:, None, None] * moved
-                for p in range(self.parameters if self.row_of[s] >= 0 else 0):
-                    mine = self.tangent(p)[:, self.row_of[s]]
-                    np.add(mine, moved[:, p, None], out=mine, where=taking_part)
+                for lane in range(self.lanes if self.row_of[s] >= 0 else 0):
+                    more = _in_quads(moved[lane]).reshape(-1)
+                    how = (taking_part, more, int(self.row_of[s]), self.rows, self.carried[lane].reshape(-1))
+                    share_out([partial(tangent_steps.begin, *cut, *how) for cut in self.pieces], self.threads)
             before = reached
 
     def sums(self, network: int, stage: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -458,9 +459,11 @@ class _Net:
         if self._sizes is None or self._sizes[0] is not sizes:
             different = np.ones(1)
             if sizes is not None:
-                different, unit = np.unique(np.maximum(sizes.numpy(), 1.0), return_inverse=True)
+                people = np.maximum(sizes.numpy(), 1.0).astype(np.int64)
+                found = np.bincount(people) > 0
+                different = np.flatnonzero(found).astype(np.float64)
                 if self.unit is not None:
-                    self.unit[:] = unit
+                    self.unit[:] = (np.cumsum(found) - 1)[people]
             if self.closed and self.unit is not None:
                 self.unit[0] = different.size
             self._sizes = sizes, np.append(1.0 / different, 0.0)
