@@ -148,7 +148,8 @@ def rule(found: Figures, runs: int, *, most: int, convict_after: int = ACQUIT_AF
     Args:
         found: the comparison.
         runs: pairs so far.
-        most: pairs at which the audit ends: there two standard errors acquit, else three decide, by Student's t.
+        most: pairs at which the audit ends: there two standard errors acquit and three convict; before, three and
+            four, by Student's t. Who looks after every pair sees chance often, and a conviction is not looked at again.
         convict_after: pairs from which on a bias can be shown to be large. After a single pair only a distance larger
             than the gradient itself is no chance.
     """
@@ -157,7 +158,7 @@ def rule(found: Figures, runs: int, *, most: int, convict_after: int = ACQUIT_AF
     if runs == 1:
         return "biased" if convict_after == 1 and found.bias > 1.0 else "open"
     # A standard error from few runs is often far too small: Student's t, not the normal distribution.
-    convict, acquit = (stdtrit(runs - 1, ndtr(sigmas)) for sigmas in (3.0, 2.0 if runs >= most else 3.0))
+    convict, acquit = (stdtrit(runs - 1, ndtr(sigmas)) for sigmas in ((3.0, 2.0) if runs >= most else (4.0, 3.0)))
     if runs >= convict_after and (found.excess > convict * found.excess_error).any():
         return "biased"
     if runs >= ACQUIT_AFTER and (found.excess < -acquit * found.excess_error).all():
