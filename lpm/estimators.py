@@ -41,6 +41,7 @@ __all__ = [
     "differences",
     "evaluate",
     "require_estimator",
+    "require_parameters",
     "to_lanes",
 ]
 
@@ -128,6 +129,18 @@ def candidates(
     )
 
 
+def require_parameters(model: Model) -> None:
+    """Refuse to differentiate a model by nothing.
+
+    Raises:
+        InputError: if it has no parameters.
+    """
+    if not model.parameters:
+        raise InputError(
+            "The model has no parameters to differentiate by.", "Declare what may vary as lpm.Parameter(…)."
+        )
+
+
 def require_estimator(name: str, model: Model | None = None, mode: str = "forward") -> None:
     """Refuse an estimator that can't do what is asked, before any work.
 
@@ -143,6 +156,8 @@ def require_estimator(name: str, model: Model | None = None, mode: str = "forwar
         raise InputError(f"The gradient is {name!r}: one of auto, {', '.join(ESTIMATORS)}.")
     if mode not in ("forward", "reverse"):
         raise InputError(f"The mode is {mode!r}: forward or reverse.")
+    if name != "none" and model is not None:
+        require_parameters(model)
     if mode == "reverse" and mode not in (REGISTRY[name].modes if name in REGISTRY else ()):
         able = " or ".join(f"gradient={each.name}" for each in REGISTRY.values() if mode in each.modes)
         raise InputError(f"The estimator {name} has no reverse mode.", f"Use mode=forward, or {able}.")

@@ -187,6 +187,16 @@ def test_the_audit_accepts_the_tangent_in_a_well_mixed_city():
     assert audit.chosen == "tangent", audit
 
 
+def test_a_model_without_parameters_is_refused_before_work():
+    city = lpm.Groups("city", np.arange(40) % 7)
+    sir = lpm.Contagion("S I R", "S -> I", {"I": 1.0}, over={"city": 0.9}, progression={"I -> R": 0.1})
+    model = lpm.Model(lpm.Population(40), [city], [sir], outputs={"new": lpm.flow("S -> I")})
+    assert lpm.simulate(model, steps=2).gradient is None
+    for gradient in ("auto", "fd", "tangent", "alternates", "score"):
+        with pytest.raises(lpm.errors.InputError, match="no parameters to differentiate"):
+            lpm.simulate(model, steps=2, gradient=gradient)
+
+
 @pytest.mark.parametrize(("bias", "low", "high"), [(0.0, 0.0, 0.02), (1.0, 0.9, 1.0)])
 def test_the_judge_seldom_convicts_an_estimator_that_is_only_noisy(bias, low, high):
     rng, convicted, most = np.random.default_rng(4), 0, 24

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lpm import ranks
 from lpm.errors import InputError
-from lpm.estimators import REGISTRY, candidates, evaluate, to_lanes
+from lpm.estimators import REGISTRY, candidates, evaluate, require_parameters, to_lanes
 from lpm.flame.model import Model
 from lpm.judge import ACQUIT_AFTER, REFERENCE, Verdict, choose, compare, rule, still_worth
 from lpm.worlds.process_group import agreed
@@ -108,8 +108,7 @@ def audit_gradients(
         InputError: for a model without parameters, an unknown estimator, or fewer than 2 seeds.
     """
     theta = np.atleast_2d(to_lanes(model.parameters, params or {}) if not isinstance(params, np.ndarray) else params)
-    if not model.parameters:
-        raise InputError("The model has no parameters to differentiate by.")
+    require_parameters(model)
     if theta.shape != (1, len(model.parameters)):
         raise InputError("A gradient audit is made at one value of each parameter.")
     if seeds < 2:

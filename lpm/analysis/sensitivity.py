@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lpm.analysis.audit import Audit, resolve_estimator
 from lpm.errors import InputError
-from lpm.estimators import REGISTRY, evaluate, require_estimator, to_lanes
+from lpm.estimators import REGISTRY, evaluate, require_estimator, require_parameters, to_lanes
 from lpm.flame.model import Model
 from lpm.labels import to_dataset
 from lpm.rng import derive
@@ -209,8 +209,7 @@ def sensitivity(
         raise InputError("The gradient is none: a sensitivity needs derivatives.", "Use gradient=auto.")
     if type(replicates) is not int or replicates < 1:
         raise InputError(f"replicates is {replicates}: a whole number from 1.")
-    if not model.parameters:
-        raise InputError("The model has no parameters to differentiate by.")
+    require_parameters(model)
     if not model.recorded:
         raise InputError("The model records nothing.", "Give Model(outputs={name: lpm.flow(…)}).")
     step = 0.02 if step is None else step
