@@ -33,9 +33,18 @@ from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
 from lpm.kernels.addresses import addresses_of
 from lpm.kernels.cell_hazards import cell_hazards
-from lpm.kernels.clusters import Active, Day, Frame, Heard, Outcome, Slots
+from lpm.kernels.clusters import Day, Frame, Heard, Outcome, Slots
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
-from lpm.kernels.frames import clear_slots, make_among, make_flips, make_frame, make_fresh, make_ranges, make_slots
+from lpm.kernels.frames import (
+    clear_slots,
+    make_active,
+    make_among,
+    make_flips,
+    make_frame,
+    make_fresh,
+    make_ranges,
+    make_slots,
+)
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
 from lpm.networks import Edges, Groups, Network
 from lpm.relax import thresholds
@@ -206,10 +215,7 @@ class _Clusters:
         agents, slots = spec.agents, int(self.frame.first_slot[-1])
         self.threads = workers(agents)
         self.low, self.high = make_ranges(self.frame, self.threads)
-        self.active = [
-            Active(np.empty(int(room), dtype=np.int32), np.zeros(self.frame.network.size + 1, dtype=np.int64))
-            for room in (self.high - self.low).sum(axis=1) + 1
-        ]
+        self.active = [make_active(low, high) for low, high in zip(self.low, self.high, strict=True)]
         self.slots = [make_slots(slots, parameters, self.frame.network.size) for _ in range(lanes)]
         # Lists of who differs; each thread's slots have a stretch of their own, used so far up to `ends`.
         self.member = [np.empty(0, dtype=np.int32) for _ in range(lanes)]

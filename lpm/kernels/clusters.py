@@ -249,7 +249,7 @@ class Active(NamedTuple):
     """The slots of one thread in which something may happen in this step, in their order.
 
     Attributes:
-        slot: which [slots, but only the first are meant].
+        slot: which; one more is written than counts [slots + 1].
         begin: where those of a layer begin, and the end of all [layers + 1].
     """
 

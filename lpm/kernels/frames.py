@@ -13,12 +13,21 @@ from torch import Tensor
 
 from lpm.kernels import clusters
 from lpm.kernels.addresses import addresses_of
-from lpm.kernels.clusters import Flips, Frame, Fresh, Slots
+from lpm.kernels.clusters import Active, Flips, Frame, Fresh, Slots
 from lpm.kernels.spec import Spec
 from lpm.networks import Edges, Groups, Network
 from lpm.rng import Ids
 
-__all__ = ["clear_slots", "make_among", "make_flips", "make_frame", "make_fresh", "make_ranges", "make_slots"]
+__all__ = [
+    "clear_slots",
+    "make_active",
+    "make_among",
+    "make_flips",
+    "make_frame",
+    "make_fresh",
+    "make_ranges",
+    "make_slots",
+]
 
 
 def make_among(network: Network, size: Tensor | None) -> NDArray[np.float64] | None:
@@ -42,6 +51,11 @@ def make_ranges(frame: Frame, threads: int) -> tuple[NDArray[np.int64], NDArray[
     cuts = np.arange(threads + 1)[:, None] * runs // threads
     edges = np.minimum(frame.first_slot[:-1] + cuts * frame.run, frame.first_slot[1:])
     return np.ascontiguousarray(edges[:-1]), np.ascontiguousarray(edges[1:])
+
+
+def make_active(low: NDArray[np.int64], high: NDArray[np.int64]) -> Active:
+    """Room for the active slots among `low` to `high` − 1 of each layer; only what is written is ever in memory."""
+    return Active(np.empty(int((high - low).sum()) + 1, dtype=np.int32), np.zeros(low.size + 1, dtype=np.int64))
 
 
 def make_flips(room: int, threads: int, layers: int) -> Flips:
