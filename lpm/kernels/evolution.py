@@ -161,9 +161,14 @@ def activate(low: Ints, high: Ints, slots: Slots, active: Active) -> None:
 
 
 @nb.njit(**BARE, inline="always")
+def _fetch_reference(q: int, weight: Floats) -> None:
+    """Ask for a slot's reference weight, the last of its weights."""
+    fetch(weight, (q + 1) * weight.shape[1] - 1)
+
+
+@nb.njit(**BARE, inline="always")
 def _fetch_list(q: int, slots: Slots, member: NDArray[np.int32], alternative: NDArray[np.int8]) -> None:
-    """Ask for a slot's list and weight."""
-    fetch(slots.weight, (q + 1) * slots.weight.shape[1] - 1)
+    """Ask for a slot's list."""
     if slots.held[q] > 0:
         fetch(member, slots.first[q])
         fetch(alternative, slots.first[q])
@@ -279,6 +284,7 @@ def evolve(
         for a in range(active.begin[layer], end_of_layer):
             if a + _LIST < end_of_layer:
                 soon = active.slot[a + _LIST]
+                _fetch_reference(soon, weight)
                 _fetch_list(soon, slots, member, alternative)
                 _fetch_offer(layer, winner[soon], flips, fresh)
             if a + _PEOPLE < end_of_layer:
@@ -286,7 +292,7 @@ def evolve(
                 for m in range(first[soon], first[soon] + held[soon]):
                     _fetch_person(member[m], stage, after, frame)
                 if winner[soon] >= direct:
-                    fetch(weight, (where[winner[soon] - direct] + 1) * (last + 1) - 1)
+                    _fetch_reference(where[winner[soon] - direct], weight)
             if a + _PLACE < end_of_layer:
                 soon = active.slot[a + _PLACE]
                 for m in range(first[soon], first[soon] + held[soon]):
@@ -471,6 +477,7 @@ def resolve(
             if a + _LIST < end_of_layer:
                 soon = active.slot[a + _LIST]
                 if winner[soon] != OLD:
+                    _fetch_reference(soon, weight)
                     _fetch_list(soon, slots, member, alternative)
                     _fetch_winner(winner[soon], flips, fresh)
             if a + _PEOPLE < end_of_layer:
@@ -636,10 +643,7 @@ def survey(
         found.span[part, layer, 0] = end
         for a in range(active.begin[layer], end_of_layer):
             if a + _PEOPLE < end_of_layer:
-                soon = active.slot[a + _PEOPLE]
-                if held[soon] > 0:
-                    fetch(member, first[soon])
-                    fetch(alternative, first[soon])
+                _fetch_list(active.slot[a + _PEOPLE], slots, member, alternative)
             if a + _PLACE < end_of_layer:
                 soon = active.slot[a + _PLACE]
                 for m in range(first[soon], first[soon] + held[soon]):

@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
-__all__ = ["LENGTH", "load", "load_at", "nothing", "splat", "store", "store_at", "zeros"]
+__all__ = ["LENGTH", "load", "load_at", "nothing", "store", "store_at", "zeros"]
 
 LENGTH = 4
 _VECTOR = ir.VectorType(ir.DoubleType(), LENGTH)

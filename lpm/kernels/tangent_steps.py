@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.kernels.addresses import Addresses, column, fetch_float_column, float_column
-from lpm.kernels.decisions import one_minus_exp
+from lpm.kernels.decisions import hazard_of, one_minus_exp
 from lpm.kernels.quads import LENGTH, load, load_at, nothing, store, store_at, zeros
 
 __all__ = [
@@ -45,8 +45,6 @@ _SOON = 16
 """So many agents ahead a sum asks for where it will be written: workplaces are all over the memory."""
 _LARGEST = 32.0
 """`one_minus_exp` is constant beyond."""
-_ONE = 2.0**-32
-"""Value of the last bit of an infectivity sum."""
 
 
 class Nets(NamedTuple):
@@ -298,7 +296,8 @@ def scatter(
     which: NDArray[np.int64],
     stage: NDArray[np.int8],
     nets: Nets,
-    felt: Felt,
+    begins: NDArray[np.int64],
+    passed: NDArray[np.float64],
     carried: NDArray[np.float64],
     rows: int,
     parts: Parts,
@@ -312,7 +311,8 @@ def scatter(
         which: the networks, each of groups.
         stage: of each agent [agents].
         nets: all networks.
-        felt: of it, `at` and `passed`.
+        begins: see `Felt.at`.
+        passed: see `Felt`.
         carried: tangents [quads × rows × agents × 4].
         rows: how many.
         parts: where they are added up.
@@ -332,7 +332,7 @@ def scatter(
                 many = nets.first[n + 1] - nets.first[n]
                 if many == 0:
                     continue
-                cell, unit, closed, apart, at = nets.cells[n], nets.units[n], nets.closed[n], nets.apart[n], felt.at[n]
+                cell, unit, closed, apart, at = nets.cells[n], nets.units[n], nets.closed[n], nets.apart[n], begins[n]
                 table, first = parts.tables[n, part], parts.first[n, part]
                 above = q * (parts.last[n, part] - first) - first
                 for i in range(start, end):
@@ -342,7 +342,7 @@ def scatter(
                     if closed and g == 0:
                         continue
                     mine = at + ((column(unit, g) if apart else 0) * stages + stage[i]) * many
-                    sent = _passed(carried, base + i * LENGTH, length, nets, n, felt.passed, mine)
+                    sent = _passed(carried, base + i * LENGTH, length, nets, n, passed, mine)
                     store_at(table, (above + g) * LENGTH, load_at(table, (above + g) * LENGTH) + sent)
 
 
@@ -353,7 +353,8 @@ def spread(
     offsets: NDArray[np.int64],
     readers: NDArray[np.int64],
     nets: Nets,
-    felt: Felt,
+    begins: NDArray[np.int64],
+    passed: NDArray[np.float64],
     carried: NDArray[np.float64],
     rows: int,
     table: NDArray[np.float64],
@@ -370,7 +371,7 @@ def spread(
             if offsets[i] == offsets[i + 1]:
                 continue
             place = q * rows * length + i * LENGTH
-            sent = _passed(carried, place, length, nets, n, felt.passed, felt.at[n] + stage[i] * many)
+            sent = _passed(carried, place, length, nets, n, passed, begins[n] + stage[i] * many)
             for e in range(offsets[i], offsets[i + 1]):
                 into = above + readers[e] * LENGTH
                 store(table, into, load(table, into) + sent)
@@ -432,7 +433,7 @@ def finish(
                 store(table, into, nothing())
                 continue
             size = max(sizes[g], 1.0) if sizes.size else 1.0
-            pressure = np.float64(words[g]) * _ONE / size
+            pressure = hazard_of(words[g], True, size, 1.0)
             hazard[g] = factor * pressure
             store(table, into, by_factor * pressure + factor * _joined(parts, n, q, g) / size)
 
@@ -503,7 +504,7 @@ def _meet(start: int, count: int, stage: NDArray[np.int8], nets: Nets, felt: Fel
         for k in range(group[count - 1] + 1):
             g = room.cell[k]
             room.share[k] = felt.share[felt.unit_at[n] + column(nets.units[n], g)]
-            room.pressure[k] = np.float64(felt.words[g]) * _ONE * room.share[k]
+            room.pressure[k] = hazard_of(felt.words[g], False, 1.0, room.share[k])
         for j in range(count):
             hazard[j] = felt.factors[n] * room.pressure[group[j]]
     for n in range(nets.apart.size):

@@ -34,19 +34,6 @@ _PIECES = 4
 """Parts of a large population that are added up apart: fixed, so that no bit depends on the number of threads."""
 _LARGE = 100_000
 _NO_WORDS, _NO_SIZES = np.empty(0, dtype=np.int64), np.empty(0)
-_UNFELT = Felt(
-    at=_NO_WORDS,
-    passed=_NO_SIZES,
-    back=_NO_SIZES,
-    unit_at=_NO_WORDS,
-    share=_NO_SIZES,
-    factors=_NO_SIZES,
-    moved=_NO_SIZES,
-    words=_NO_WORDS,
-    hazards=np.empty(0, dtype=np.uint64),
-    tangents=np.empty(0, dtype=np.uint64),
-    lengths=_NO_WORDS,
-)
 
 
 class Tangents:
@@ -155,6 +142,7 @@ class _Carried:
         self.row_of[sorted(live)] = np.arange(len(live))
         quads = -(-parameters // LENGTH)
         self.carried = zeros(lanes, quads, self.rows, spec.agents, LENGTH)
+        self.flat = self.carried.reshape(lanes, -1)  # as the loops take it
         self.flow = np.zeros((len(spec.edges), spec.class_count, lanes, parameters))
         self.count = np.zeros((stages, spec.class_count, lanes, parameters))
         self.threads = workers(spec.agents)
@@ -173,6 +161,7 @@ class _Carried:
         lengths = [0 if k == self.inner else net.network.cells for k, net in enumerate(self.nets)]
         self.tables = [zeros(quads, length, LENGTH) for length in lengths]
         self.hazards = [np.zeros(length) for length in lengths]
+        self.addresses = addresses_of(self.hazards), addresses_of(self.tables), np.array(lengths, dtype=np.int64)
         self.local = [
             k for k, net in enumerate(self.nets) if k != self.inner and net.cell is not None and not net.network.shared
         ]
@@ -226,16 +215,15 @@ class _Carried:
                 self.count[s] += people[:, None, None] * moved
                 for lane in range(self.lanes if self.row_of[s] >= 0 else 0):
                     more = _in_quads(moved[lane]).reshape(-1)
-                    how = (taking_part, more, int(self.row_of[s]), self.rows, self.carried[lane].reshape(-1))
+                    how = (taking_part, more, int(self.row_of[s]), self.rows, self.flat[lane])
                     share_out([partial(tangent_steps.begin, *cut, *how) for cut in self.pieces], self.threads)
             before = reached
 
     def sums(self, network: int, stage: NDArray[np.int8]) -> NDArray[np.float64]:
         """Tangents of a network's sums, which are linear [cells, lanes, P]."""
-        at, passed = _in_line([net.linear for net in self.nets])
-        felt, found = _UNFELT._replace(at=at, passed=passed), []
+        linear, found = _in_line([net.linear for net in self.nets]), []
         for lane in range(self.lanes):
-            self._scatter([network], lane, np.ascontiguousarray(stage[:, lane]), felt)
+            self._scatter([network], lane, np.ascontiguousarray(stage[:, lane]), *linear)
             found.append(self._joined(network).copy())  # the table is the next lane's too
         return np.stack(found, axis=1)
 
@@ -255,10 +243,17 @@ class _Carried:
             self.count[source] -= self.flow[edge]
             self.count[target] += self.flow[edge]
 
-    def _scatter(self, which: list[int], lane: int, stage: NDArray[np.int8], felt: Felt) -> None:
+    def _scatter(
+        self,
+        which: list[int],
+        lane: int,
+        stage: NDArray[np.int8],
+        begins: NDArray[np.int64],
+        passed: NDArray[np.float64],
+    ) -> None:
         """Add up the tangents of what all agents pass on in networks of groups, piece by piece."""
         if which:
-            how = (np.array(which), stage, self.lists, felt, self.carried[lane].reshape(-1), self.rows, self.parts)
+            how = (np.array(which), stage, self.lists, begins, passed, self.flat[lane], self.rows, self.parts)
             jobs = [partial(tangent_steps.scatter, *cut, part, *how) for part, cut in enumerate(self.pieces)]
             share_out(jobs, self.threads)
 
@@ -285,7 +280,7 @@ class _Carried:
         moved = moved.reshape(len(names), self.parameters)
         words = [np.ascontiguousarray(total[:, lane]) for total in totals]
         felt = self._felt(factors, moved, sizes, words)
-        self._scatter(self.local, lane, stage, felt)
+        self._scatter(self.local, lane, stage, felt.at, felt.passed)
         for k, net in enumerate(self.nets):
             if k == self.inner:
                 continue
@@ -303,7 +298,7 @@ class _Carried:
         course = self.course._replace(chance=chance, slopes=_in_quads(slope).reshape(-1), steep=steep)
         cuts = _pieces(self.blocks.size - 1, self.spec.agents)
         flow = np.zeros((len(cuts), self.carried.shape[1], len(self.spec.edges), self.spec.class_count, LENGTH))
-        how = (self.blocks, stage, self.spec.class_of, self.lists, felt, course, self.carried[lane].reshape(-1))
+        how = (self.blocks, stage, self.spec.class_of, self.lists, felt, course, self.flat[lane])
         jobs = [
             partial(tangent_steps.advance, *cut, room, *how, self.rows, part.reshape(-1))
             for cut, room, part in zip(cuts, self.rooms, flow, strict=True)
@@ -331,9 +326,9 @@ class _Carried:
             factors=factors,
             moved=_in_quads(moved).reshape(-1),
             words=words[self.inner] if self.inner >= 0 else _NO_WORDS,
-            hazards=addresses_of(self.hazards),
-            tangents=addresses_of(self.tables),
-            lengths=np.array([hazard.size for hazard in self.hazards], dtype=np.int64),
+            hazards=self.addresses[0],
+            tangents=self.addresses[1],
+            lengths=self.addresses[2],
         )
 
     def _finish(
@@ -343,7 +338,9 @@ class _Carried:
         net, table, hazard = self.nets[k], self.tables[k].reshape(-1), self.hazards[k]
         if isinstance(net.network, Edges):
             readers = net.network.readers_by_source
-            tangent_steps.spread(k, stage, *readers, self.lists, felt, self.carried[lane].reshape(-1), self.rows, table)
+            tangent_steps.spread(
+                k, stage, *readers, self.lists, felt.at, felt.passed, self.flat[lane], self.rows, table
+            )
         sizes = _NO_SIZES if size is None else size.numpy()
         jobs = [
             partial(tangent_steps.finish, *cut, k, words, sizes, net.closed, felt, self.parts, hazard, table)
@@ -381,20 +378,21 @@ def _course(spec: Spec, row_of: NDArray[np.int64], heard: list[int]) -> Course:
     }
     for stage, edges in spec.exits.items():
         ways[stage] += [(edge, 0, place) for place, edge in enumerate(edges)]
+    seen: set[int] = set()
     order: dict[int, int] = {}
 
     # Depth first: the stages that a stage leads to come before it, except on a way round.
-    def visit(stage: int, above: frozenset[int]) -> None:
-        for edge, _, _ in ways[stage]:
-            target = spec.edges[edge][1]
-            if target in ways and target not in order and target not in above:
-                visit(target, above | {target})
-        order.setdefault(stage, len(order))
+    def visit(stage: int) -> None:
+        if stage in ways and stage not in seen:
+            seen.add(stage)
+            for edge, _, _ in ways[stage]:
+                visit(spec.edges[edge][1])
+            order[stage] = len(order)
 
     for stage in ways:
-        visit(stage, frozenset([stage]))
+        visit(stage)
     moves, early = [], []
-    for stage in sorted(ways, key=lambda stage: order[stage]):
+    for stage in order:
         for turn, (edge, infects, place) in enumerate(ways[stage]):
             moves.append((stage, edge, infects, place, turn == 0, turn == len(ways[stage]) - 1))
             early.append(order.get(spec.edges[edge][1], -1) >= order[stage])
