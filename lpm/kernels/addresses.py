@@ -17,7 +17,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["Addresses", "addresses_of", "column", "fetch", "fetch_column", "fetch_float_column", "float_column"]
+__all__ = [
+    "Addresses",
+    "addresses_of",
+    "column",
+    "entry",
+    "fetch",
+    "fetch_column",
+    "fetch_float_column",
+    "float_column",
+]
 
 Addresses = NDArray[np.uint64]
 
@@ -34,55 +43,61 @@ def addresses_of(columns: Sequence[NDArray[np.int32] | NDArray[np.float64] | Non
     return np.array([0 if values is None else values.ctypes.data for values in columns], dtype=np.uint64)
 
 
+def entry(context: Any, builder: Any, kind: Any, where: Any, i: Any, width: Any) -> Any:
+    """Where entry i of an array, or of a column of entries of some width, lies: for functions that generate code.
+
+    An array is contiguous, and all its axes are counted as one.
+    """
+    if isinstance(kind, nb.types.Array):
+        first = context.make_array(kind)(context, builder, where).data
+    else:
+        first = builder.inttoptr(where, width.as_pointer())
+    return builder.gep(first, [i])
+
+
 def _loader(number: Any, width: Any) -> Any:
     """A function of a kernel that reads one entry of a column."""
 
     @intrinsic
     def load(_: Any, address: Any, i: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            pointer = builder.inttoptr(arguments[0], width.as_pointer())
-            return builder.load(builder.gep(pointer, [arguments[1]]))
+            return builder.load(entry(context, builder, signature.args[0], arguments[0], arguments[1], width))
 
         return number(nb.types.uint64, nb.types.int64), generate
 
     return load
 
 
-def _fetched(context: Any, builder: Any, place: Any) -> Any:
-    """Ask for a line of the cache that will be read soon, and wait for nothing."""
-    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [builder.bitcast(place, byte), number(0), number(3), number(1)])
-    return context.get_dummy_value()
+def _asker(kind: Any, width: Any) -> Any:
+    """What asks for a line of the cache that will be read soon, and waits for nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        shape = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, shape, "llvm.prefetch.p0i8")
+        place = builder.bitcast(entry(context, builder, kind, arguments[0], arguments[1], width), byte)
+        builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return nb.types.void(kind, nb.types.int64), generate
 
 
 @intrinsic
 def fetch(_: Any, array: Any, i: Any) -> Any:
     """Have entry i of a contiguous array, all axes counted as one, at hand: for loops that read here and there."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return _fetched(context, builder, builder.gep(first, [arguments[1]]))
-
-    return nb.types.void(array, nb.types.int64), generate
+    return _asker(array, None)
 
 
-def _fetcher(width: Any) -> Any:
-    """A function of a kernel that asks for one entry of a column."""
-
-    @intrinsic
-    def ask(_: Any, address: Any, i: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            pointer = builder.inttoptr(arguments[0], width.as_pointer())
-            return _fetched(context, builder, builder.gep(pointer, [arguments[1]]))
-
-        return nb.types.void(nb.types.uint64, nb.types.int64), generate
-
-    return ask
+@intrinsic
+def _fetch(_: Any, address: Any, i: Any) -> Any:
+    return _asker(nb.types.uint64, ir.IntType(32))
 
 
-_fetch, _fetch_float = _fetcher(ir.IntType(32)), _fetcher(ir.DoubleType())
+@intrinsic
+def _fetch_float(_: Any, address: Any, i: Any) -> Any:
+    return _asker(nb.types.uint64, ir.DoubleType())
+
+
 _load = _loader(nb.types.int32, ir.IntType(32))
 _load_float = _loader(nb.types.float64, ir.DoubleType())
 

@@ -214,8 +214,8 @@ class _Clusters:
         self.frame, self._columns = make_frame(spec, ids, layers, self.linear)
         agents, slots = spec.agents, int(self.frame.first_slot[-1])
         self.threads = workers(agents)
-        self.low, self.high = make_ranges(self.frame, self.threads)
-        self.active = [make_active(low, high) for low, high in zip(self.low, self.high, strict=True)]
+        self.parts = list(zip(*make_ranges(self.frame, self.threads), strict=True))
+        self.active = [make_active(*part) for part in self.parts]
         self.slots = [make_slots(slots, parameters, self.frame.network.size) for _ in range(lanes)]
         # Lists of who differs; each thread's slots have a stretch of their own, used so far up to `ends`.
         self.member = [np.empty(0, dtype=np.int32) for _ in range(lanes)]
@@ -311,7 +311,6 @@ class _Clusters:
         runs = int(-(-np.diff(frame.first_slot) // frame.run).sum())
         flow = np.zeros((runs, *self.flow.shape[:2], self.parameters))
         count = np.zeros((runs, *self.count.shape[:2], self.parameters))
-        parts = [(self.low[t], self.high[t]) for t in range(self.threads)]
         lists = (member, alternative)
 
         def in_turn(function: Callable[..., Any]) -> None:
@@ -324,12 +323,13 @@ class _Clusters:
             ends[:] = share_out(jobs, self.threads)
 
         old = adjoint.before(slots, *lists) if self.taped else None
-        share_out([partial(evolution.offer, *part, frame, day, slots, flips, fresh) for part in parts], self.threads)
+        offered = (frame, day, slots, flips, fresh)
+        share_out([partial(evolution.offer, *part, *offered) for part in self.parts], self.threads)
         self._activate(slots)
         in_turn(evolution.evolve)
         if old is not None:
             self.tapes[lane] = adjoint.record(
-                stage, after, frame, day, slots, flips, fresh, old, *lists, parts, outcomes
+                stage, after, frame, day, slots, flips, fresh, old, *lists, self.parts, outcomes
             )
         in_turn(evolution.resolve)
         if slots.link.shape[1]:
@@ -340,8 +340,8 @@ class _Clusters:
 
     def _activate(self, slots: Slots) -> None:
         """List the slots in which something may happen."""
-        parts = zip(self.low, self.high, self.active, strict=True)
-        share_out([partial(evolution.activate, low, high, slots, own) for low, high, own in parts], self.threads)
+        own = zip(self.parts, self.active, strict=True)
+        share_out([partial(evolution.activate, *part, slots, active) for part, active in own], self.threads)
 
     def _known(self, lane: int, stage: NDArray[np.int8]) -> Heard:
         """What large networks hear of a lane; after a checkpoint it is found out anew."""
@@ -353,8 +353,8 @@ class _Clusters:
 
     def _survey(self, lane: int, stage: NDArray[np.int8]) -> Heard:
         """What the active alternatives of a lane hold, and what large networks hear of them."""
-        slots, parts = self.slots[lane], list(zip(self.low, self.high, strict=True))
-        ends = np.cumsum([sum(int(slots.held[a:b].sum()) for a, b in zip(*part, strict=True)) for part in parts])
+        slots = self.slots[lane]
+        ends = np.cumsum(_held(slots, self.parts))
         room = int(ends[-1])
         self.heard[lane] = None  # its memory is needed
         heard = Heard(
@@ -381,17 +381,13 @@ class _Clusters:
         offered = layers * (found + int(np.diff(self.flips.span, axis=1).sum()))
         need = grown + min(offered, slots.held.size)
         if (self.ends[lane] + need > self.limits[lane]).any():
-            parts = range(self.threads)
-            held = [
-                sum(int(slots.held[a:b].sum()) for a, b in zip(self.low[t], self.high[t], strict=True)) for t in parts
-            ]
+            held = _held(slots, self.parts)
             begins = np.cumsum([0, *(number + 3 * need + 1024 for number in held)])
             member = np.empty(int(begins[-1]), dtype=np.int32)
             alternative = np.empty(int(begins[-1]), dtype=np.int8)
-            for t in parts:
+            for t, part in enumerate(self.parts):
                 self.ends[lane][t] = evolution.pack(
-                    self.low[t],
-                    self.high[t],
+                    *part,
                     slots,
                     self.member[lane],
                     self.alternative[lane],
@@ -653,6 +649,11 @@ class _Clusters:
             self.ends[lane][:], self.limits[lane][:] = 0, 0
             self.heard[lane] = None
         self.flow[:], self.count[:] = 0.0, 0.0
+
+
+def _held(slots: Slots, parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> list[int]:
+    """How many differ in the slots of each thread: a range of every layer."""
+    return [sum(int(slots.held[a:b].sum()) for a, b in zip(*part, strict=True)) for part in parts]
 
 
 def _listed(first: NDArray[np.int32], held: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -18,6 +18,8 @@ from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
+from lpm.kernels.addresses import entry
+
 __all__ = ["LENGTH", "load", "load_at", "nothing", "store", "store_at", "zeros"]
 
 LENGTH = 4
@@ -48,11 +50,7 @@ class _QuadModel(models.PrimitiveModel):
 
 def _place(context: Any, builder: Any, where: Any, kind: Any, index: Any) -> Any:
     """Address of the numbers from `index` on of an array, or from an address on."""
-    if isinstance(kind, types.Array):
-        first = context.make_array(kind)(context, builder, where).data
-    else:
-        first = builder.inttoptr(where, ir.DoubleType().as_pointer())
-    return builder.bitcast(builder.gep(first, [index]), _VECTOR.as_pointer())
+    return builder.bitcast(entry(context, builder, kind, where, index, ir.DoubleType()), _VECTOR.as_pointer())
 
 
 def _reader(kind: Any) -> Any:
