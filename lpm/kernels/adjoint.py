@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.kernels.addresses import Addresses, column
-from lpm.kernels.clusters import BARE, GONE, HELD, OLD, Day, Flips, Frame, Fresh, Outcome, Slots, layer_of
+from lpm.kernels.clusters import BARE, GONE, HELD, OLD, Day, Flips, Frame, Fresh, Outcome, Part, Slots, layer_of
 from lpm.kernels.cpu import share_out
 from lpm.kernels.evolution import uncounted_seed
 
@@ -185,7 +185,7 @@ def record(
     old: Before,
     member: Slots32,
     alternative: Stages,
-    parts: Sequence[tuple[Ints, Ints]],
+    parts: Sequence[Part],
     outcomes: Sequence[Outcome],
 ) -> Tape:
     """Write down a step, once all alternatives have stepped and competed and before any weight changes.
@@ -201,7 +201,7 @@ def record(
         old: what changed in the step.
         member: who differs after the step.
         alternative: where they are.
-        parts: first slots and ends of each thread's part of each layer.
+        parts: the slots of each thread.
         outcomes: how those were competed for.
     """
     threads, layers = len(parts), frame.network.size
@@ -210,9 +210,9 @@ def record(
     # Only what is written of this room is ever backed by memory.
     moves = [_room_of_moves(int(old.first[high] - old.first[low]) + newcomers) for low, high in pairwise(move_cuts)]
     turning = [
-        (int(low[n]), int(high[n]), outcome.begin[n, 0], outcome.ratio)
+        (int(part.low[n]), int(part.high[n]), outcome.begin[n], outcome.ratio)
         for n in range(layers)
-        for (low, high), outcome in zip(parts, outcomes, strict=True)
+        for part, outcome in zip(parts, outcomes, strict=True)
     ]
     turns = [_room_of_turns(high - low, member.size, networks) for low, high, *_ in turning]
     lists = (member, alternative)

@@ -33,16 +33,15 @@ from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
 from lpm.kernels.addresses import addresses_of
 from lpm.kernels.cell_hazards import cell_hazards
-from lpm.kernels.clusters import Day, Frame, Heard, Outcome, Slots
+from lpm.kernels.clusters import LONGEST, Day, Frame, Outcome, Part, Slots
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.frames import (
     clear_slots,
-    make_active,
     make_among,
     make_flips,
     make_frame,
     make_fresh,
-    make_ranges,
+    make_parts,
     make_slots,
 )
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
@@ -214,15 +213,15 @@ class _Clusters:
         self.frame, self._columns = make_frame(spec, ids, layers, self.linear)
         agents, slots = spec.agents, int(self.frame.first_slot[-1])
         self.threads = workers(agents)
-        self.parts = list(zip(*make_ranges(self.frame, self.threads), strict=True))
-        self.active = [make_active(*part) for part in self.parts]
+        self.parts = make_parts(self.frame, self.threads)
+        stretches = np.concatenate([part.stretch for part in self.parts])
+        self.stretches = stretches[np.argsort(stretches[:, 2])]
         self.slots = [make_slots(slots, parameters, self.frame.network.size) for _ in range(lanes)]
         # Lists of who differs; each thread's slots have a stretch of their own, used so far up to `ends`.
         self.member = [np.empty(0, dtype=np.int32) for _ in range(lanes)]
         self.alternative = [np.empty(0, dtype=np.int8) for _ in range(lanes)]
         self.ends = [np.zeros(self.threads, dtype=np.int64) for _ in range(lanes)]
         self.limits = [np.zeros(self.threads, dtype=np.int64) for _ in range(lanes)]
-        self.heard: list[Heard | None] = [None for _ in range(lanes)]
         self.tapes: dict[int, adjoint.Tape] = {}
         self.flow = np.zeros((len(spec.edges), spec.class_count, lanes, parameters))
         self.count = np.zeros((len(spec.stages), spec.class_count, lanes, parameters))
@@ -317,15 +316,14 @@ class _Clusters:
             """Each thread's slots add to their own stretch of the lists."""
             common = (stage, after, frame, day, slots, flips, fresh, *lists)
             jobs = [
-                partial(function, self.active[t], *common, ends[t], outcomes[t], flow, count)
+                partial(function, self.parts[t], *common, ends[t], outcomes[t], flow, count)
                 for t in range(self.threads)
             ]
             ends[:] = share_out(jobs, self.threads)
 
         old = adjoint.before(slots, *lists) if self.taped else None
         offered = (frame, day, slots, flips, fresh)
-        share_out([partial(evolution.offer, *part, *offered) for part in self.parts], self.threads)
-        self._activate(slots)
+        share_out([partial(evolution.offer, part, *offered) for part in self.parts], self.threads)
         in_turn(evolution.evolve)
         if old is not None:
             self.tapes[lane] = adjoint.record(
@@ -333,43 +331,11 @@ class _Clusters:
             )
         in_turn(evolution.resolve)
         if slots.link.shape[1]:
-            share_out([partial(evolution.link, own, slots, flips, fresh) for own in self.active], self.threads)
-        self._survey(lane, after)
+            share_out([partial(evolution.link, part, slots, flips, fresh) for part in self.parts], self.threads)
+        seen = (after, frame, slots, *lists)
+        share_out([partial(evolution.survey, part, *seen) for part in self.parts], self.threads)
         self.flow[:, :, lane] = flow.sum(axis=0)
         self.count[:, :, lane] += count.sum(axis=0)
-
-    def _activate(self, slots: Slots) -> None:
-        """List the slots in which something may happen."""
-        own = zip(self.parts, self.active, strict=True)
-        share_out([partial(evolution.activate, *part, slots, active) for part, active in own], self.threads)
-
-    def _known(self, lane: int, stage: NDArray[np.int8]) -> Heard:
-        """What large networks hear of a lane; after a checkpoint it is found out anew."""
-        heard = self.heard[lane]
-        if heard is None:
-            self._activate(self.slots[lane])
-            heard = self._survey(lane, stage)
-        return heard
-
-    def _survey(self, lane: int, stage: NDArray[np.int8]) -> Heard:
-        """What the active alternatives of a lane hold, and what large networks hear of them."""
-        slots = self.slots[lane]
-        ends = np.cumsum(_held(slots, self.parts))
-        room = int(ends[-1])
-        self.heard[lane] = None  # its memory is needed
-        heard = Heard(
-            np.empty(room, dtype=np.int32),
-            np.empty(room, dtype=np.int32),
-            np.empty(room, dtype=np.int8),
-            np.zeros((self.threads, len(self.frame.network), 2), dtype=np.int64),
-        )
-        common = (stage, self.frame, slots, self.member[lane], self.alternative[lane], heard)
-        jobs = [
-            partial(evolution.survey, t, begin, self.active[t], *common) for t, begin in enumerate([0, *ends[:-1]])
-        ]
-        share_out(jobs, self.threads)
-        self.heard[lane] = heard
-        return heard
 
     def _make_room(self, lane: int) -> list[Outcome]:
         """Room for all that the offers of this step may add to the lists; returns that for how each thread's end."""
@@ -387,7 +353,7 @@ class _Clusters:
             alternative = np.empty(int(begins[-1]), dtype=np.int8)
             for t, part in enumerate(self.parts):
                 self.ends[lane][t] = evolution.pack(
-                    *part,
+                    part,
                     slots,
                     self.member[lane],
                     self.alternative[lane],
@@ -401,7 +367,7 @@ class _Clusters:
         return [
             Outcome(
                 np.empty(room),
-                np.zeros((layers, 2), dtype=np.int64),
+                np.zeros(layers, dtype=np.int64),
                 np.empty((min(layers * found, room), self.parameters + 1)),
             )
             for _ in range(self.threads)
@@ -476,7 +442,6 @@ class _Clusters:
         one = np.ones(self.parameters + 1)
         factor = np.empty(len(spec.networks))
         factor_dot = np.empty((len(spec.networks), self.parameters))
-        heard = self._known(lane, stage)
         if not self._divisors:
             self._divisors = [make_among(network, tables.sizes[network.name]) for network in spec.networks]
             self.among = addresses_of(self._divisors)
@@ -491,7 +456,7 @@ class _Clusters:
             if place.shared:
                 rows[:] = slopes.sums[place.name][:, lane]
             else:
-                self._sum(lane, k, stage, heard, rows)
+                self._sum(lane, k, stage, rows)
             cell_hazards(place, rows, people, factor[k] * one, rows)
             offers.encode_linear(self.pressure[here], factor[k], rows, self.unit, self.code[here])
 
@@ -588,18 +553,17 @@ class _Clusters:
         for lane in range(len(self.slots)):
             now = np.ascontiguousarray(stage[:, lane])
             total = np.empty((self.spec.networks[network].cells, self.parameters + 1))
-            self._sum(lane, network, now, self._known(lane, now), total)
+            self._sum(lane, network, now, total)
             columns.append(total)
         return np.stack(columns, axis=1)
 
-    def _sum(
-        self, lane: int, network: int, stage: NDArray[np.int8], heard: Heard, total: NDArray[np.float64]
-    ) -> None:
+    def _sum(self, lane: int, network: int, stage: NDArray[np.int8], total: NDArray[np.float64]) -> None:
         """`sums` of one lane, into `total` [cells, P + 1]."""
         total[:] = 0.0
         place = self.spec.networks[network]
         readers = place.readers_by_source if isinstance(place, Edges) else _IN_CELLS
-        evolution.scatter(stage, self.frame, self.slots[lane].weight, heard, network, *readers, total)
+        lists, room = (self.member[lane], self.alternative[lane]), np.empty(LONGEST + 1, dtype=np.int32)
+        evolution.scatter(stage, self.frame, self.slots[lane], *lists, self.stretches, room, network, *readers, total)
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """All that the next step needs, by name: of slots that hold somebody, compactly."""
@@ -639,7 +603,6 @@ class _Clusters:
             self.alternative[lane] = found[f"{lane}:alternative"].copy()
             # Whoever goes on may have other threads: the lists are copied before anything is added.
             self.ends[lane][:], self.limits[lane][:] = self.member[lane].size, 0
-            self.heard[lane] = None
 
     def clear(self) -> None:
         """Without alternatives, as at the start, in the same memory."""
@@ -647,13 +610,12 @@ class _Clusters:
             clear_slots(slots)
             self.member[lane], self.alternative[lane] = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int8)
             self.ends[lane][:], self.limits[lane][:] = 0, 0
-            self.heard[lane] = None
         self.flow[:], self.count[:] = 0.0, 0.0
 
 
-def _held(slots: Slots, parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> list[int]:
-    """How many differ in the slots of each thread: a range of every layer."""
-    return [sum(int(slots.held[a:b].sum()) for a, b in zip(*part, strict=True)) for part in parts]
+def _held(slots: Slots, parts: Sequence[Part]) -> list[int]:
+    """How many differ in the slots of each thread."""
+    return [sum(int(slots.held[a:b].sum()) for a, b in zip(part.low, part.high, strict=True)) for part in parts]
 
 
 def _listed(first: NDArray[np.int32], held: NDArray[np.uint8]) -> NDArray[np.int64]:

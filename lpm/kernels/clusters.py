@@ -33,6 +33,7 @@ __all__ = [
     "GONE",
     "HELD",
     "LIVE",
+    "LONGEST",
     "NOBODY",
     "OLD",
     "RUNS",
@@ -41,16 +42,16 @@ __all__ = [
     "SHORTEST",
     "SMALLEST",
     "TOUCHED",
-    "Active",
     "Day",
     "Flips",
     "Floats",
     "Frame",
     "Fresh",
-    "Heard",
     "Ints",
     "Outcome",
+    "Part",
     "Slots",
+    "active",
     "chance",
     "key_of",
     "layer_of",
@@ -77,6 +78,9 @@ competes in this step."""
 
 RUNS, SHORTEST = 16, 1 << 12
 """The slots of a layer are cut into at most so many runs, of at least so many slots; sums are kept by run."""
+
+LONGEST = 1 << 14
+"""Most slots of a stretch. Loops list a stretch's active slots at a time: a list of all would be 4 bytes of each."""
 
 
 class Frame(NamedTuple):
@@ -245,16 +249,20 @@ class Fresh(NamedTuple):
     span: Ints
 
 
-class Active(NamedTuple):
-    """The slots of one thread in which something may happen in this step, in their order.
+class Part(NamedTuple):
+    """The slots of one thread, a range of each layer.
 
     Attributes:
-        slot: which; one more is written than counts [slots + 1].
-        begin: where those of a layer begin, and the end of all [layers + 1].
+        low: first slot [layers].
+        high: end of the slots [layers].
+        stretch: layer, run (of all), first slot and end of each stretch, all slots in their order [stretches, 4].
+        room: for a list of those of a stretch in which something may happen; see `active` [LONGEST + 1].
     """
 
-    slot: NDArray[np.int32]
-    begin: Ints
+    low: Ints
+    high: Ints
+    stretch: Ints
+    room: NDArray[np.int32]
 
 
 class Outcome(NamedTuple):
@@ -262,29 +270,13 @@ class Outcome(NamedTuple):
 
     Attributes:
         ratio: of the sizes of all that competed for a slot to the winner's [contests].
-        begin: how many contests and imports the earlier layers had [layers, 2].
+        begin: how many contests the earlier layers had [layers].
         imports: weights of imported alternatives, as they begin [imports, P + 1].
     """
 
     ratio: Floats
     begin: Ints
     imports: Floats
-
-
-class Heard(NamedTuple):
-    """Differences that count and that large networks may hear of: what their sums are made of.
-
-    Attributes:
-        slot: where [heard].
-        agent: who [heard].
-        stage: the alternative one [heard].
-        span: begin and end of those that each thread found in each layer [threads, layers, 2].
-    """
-
-    slot: NDArray[np.int32]
-    agent: NDArray[np.int32]
-    stage: NDArray[np.int8]
-    span: Ints
 
 
 BARE = {"nogil": True, "cache": True, "_nrt": False}
@@ -322,3 +314,13 @@ def layer_of(first_slot: Ints, q: int) -> int:
     while q >= first_slot[layer + 1]:
         layer += 1
     return layer
+
+
+@nb.njit(**BARE)
+def active(low: int, high: int, status: NDArray[np.uint8], room: NDArray[np.int32]) -> int:
+    """List those of the slots `low` to `high` − 1, at most `LONGEST`, in which something may happen; how many."""
+    found = 0
+    for q in range(low, high):
+        room[found] = q
+        found += status[q] != 0
+    return found

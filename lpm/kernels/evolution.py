@@ -16,16 +16,16 @@ from lpm.kernels.clusters import (
     OLD,
     SCALE,
     TOUCHED,
-    Active,
     Day,
     Flips,
     Floats,
     Frame,
     Fresh,
-    Heard,
     Ints,
     Outcome,
+    Part,
     Slots,
+    active,
     key_of,
     layer_of,
     race,
@@ -33,7 +33,7 @@ from lpm.kernels.clusters import (
 from lpm.kernels.decisions import one_minus_exp
 from lpm.philox import philox
 
-__all__ = ["activate", "evolve", "link", "offer", "pack", "resolve", "scatter", "survey"]
+__all__ = ["evolve", "link", "offer", "pack", "resolve", "scatter", "survey"]
 
 _OLD_VARIATES = 32768
 _NO_BLOCK = np.uint64(1 << 63)
@@ -100,12 +100,11 @@ def _move(
 
 
 @nb.njit(**BARE)
-def offer(low: Ints, high: Ints, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh: Fresh) -> None:
+def offer(part: Part, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh: Fresh) -> None:
     """Offer flips to the agent's slot in every layer, fresh differences to those in the other layers.
 
     Args:
-        low: first slot of each layer [layers].
-        high: end of the slots of each layer [layers].
+        part: the slots that are offered something.
         frame: the run's.
         day: the step's.
         slots: their `winner` becomes the last offer, and their `status` says so.
@@ -113,6 +112,7 @@ def offer(low: Ints, high: Ints, frame: Frame, day: Day, slots: Slots, flips: Fl
         fresh: of the step.
     """
     layers, last, address = frame.network.shape[0], slots.weight.shape[1] - 1, day.address
+    low, high = part.low, part.high
     slot, base, first_slot, ids, first_id = frame.slot, frame.base, frame.first_slot, frame.ids, frame.first_id
     winner, weight, status = slots.winner, slots.weight, slots.status
     agent, before, word, span = flips.agent, flips.following, flips.chosen, flips.span
@@ -120,8 +120,8 @@ def offer(low: Ints, high: Ints, frame: Frame, day: Day, slots: Slots, flips: Fl
         # There are many flips, in the order of agents: neighbours share a block of random words.
         counter = address[1] << np.uint64(16) | np.uint64(1 + layer)
         block, words = _NO_BLOCK, (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
-        for part in range(span.shape[0]):
-            for k in range(span[part, 0], span[part, 1]):
+        for t in range(span.shape[0]):
+            for k in range(span[t, 0], span[t, 1]):
                 i = agent[k]
                 q = base[layer] + column(slot[layer], i)
                 if q < low[layer] or q >= high[layer]:
@@ -135,8 +135,8 @@ def offer(low: Ints, high: Ints, frame: Frame, day: Day, slots: Slots, flips: Fl
                 winner[q] = k
                 status[q] |= TOUCHED
     newcomer, where, following, direct = fresh.agent, fresh.slot, fresh.following, agent.shape[0]
-    for part in range(fresh.span.shape[0]):
-        for k in range(fresh.span[part, 0], fresh.span[part, 1]):
+    for t in range(fresh.span.shape[0]):
+        for k in range(fresh.span[t, 0], fresh.span[t, 1]):
             i, origin = newcomer[k], where[k]
             home = layer_of(first_slot, origin)
             lasts = weight[origin, last] != 0.0
@@ -146,18 +146,6 @@ def offer(low: Ints, high: Ints, frame: Frame, day: Day, slots: Slots, flips: Fl
                     following[layer, k] = winner[q]
                     winner[q] = direct + k
                     status[q] |= TOUCHED
-
-
-@nb.njit(**BARE)
-def activate(low: Ints, high: Ints, slots: Slots, active: Active) -> None:
-    """List the slots `low` to `high` − 1 of each layer in which something may happen."""
-    found, status = 0, slots.status
-    for layer in range(low.shape[0]):
-        active.begin[layer] = found
-        for q in range(low[layer], high[layer]):
-            active.slot[found] = q
-            found += status[q] != 0
-    active.begin[low.shape[0]] = found
 
 
 @nb.njit(**BARE, inline="always")
@@ -222,7 +210,7 @@ def _fetch_pressure(i: int, frame: Frame, pressure: Floats) -> None:
 
 @nb.njit(**BARE)
 def evolve(
-    active: Active,
+    part: Part,
     stage: NDArray[np.int8],
     after: NDArray[np.int8],
     frame: Frame,
@@ -240,7 +228,7 @@ def evolve(
     """What slots hold steps under the same words, and offers compete for them.
 
     Args:
-        active: slots in which something may happen.
+        part: the slots that step.
         stage: actual, before [agents].
         after: actual, after [agents].
         frame: the run's.
@@ -266,6 +254,7 @@ def evolve(
     exit_edge, edge_of, target, susceptibility = frame.exit_edge, frame.edge_of, frame.target, frame.susceptibility
     pressure, among, factor, exits, address = day.pressure, day.among, day.factor, day.exit, day.address
     first, held, winner, weight, excess = slots.first, slots.held, slots.winner, slots.weight, slots.excess
+    status = slots.status
     seed, imported, generation, source, link = slots.seed, slots.imported, slots.generation, slots.source, slots.link
     many = classes.shape[0] > 0
     size, before, word, direct, widest = flips.size, flips.following, flips.chosen, flips.agent.shape[0], 0
@@ -274,32 +263,31 @@ def evolve(
     newcomer, where, following, fresh_stage = fresh.agent, fresh.slot, fresh.following, fresh.stage
 
     ratios, imports = outcome.ratio, outcome.imports
-    run_of, runs, contests, taken = frame.run, 0, 0, 0
+    contests, taken = 0, 0
     # The words of the actual step, which everybody here had too; neighbours share a block.
     block, words = _NO_BLOCK, (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
-    for layer in range(layers):
-        run, end_of_run = runs, first_slot[layer] + run_of[layer]
-        outcome.begin[layer, 0], outcome.begin[layer, 1] = contests, taken
-        end_of_layer = active.begin[layer + 1]
-        for a in range(active.begin[layer], end_of_layer):
-            if a + _LIST < end_of_layer:
-                soon = active.slot[a + _LIST]
+    for s in range(part.stretch.shape[0]):
+        layer, run = part.stretch[s, 0], part.stretch[s, 1]
+        found = active(part.stretch[s, 2], part.stretch[s, 3], status, part.room)
+        if s == 0 or layer != part.stretch[s - 1, 0]:
+            outcome.begin[layer] = contests
+        for a in range(found):
+            if a + _LIST < found:
+                soon = part.room[a + _LIST]
                 _fetch_reference(soon, weight)
                 _fetch_list(soon, slots, member, alternative)
                 _fetch_offer(layer, winner[soon], flips, fresh)
-            if a + _PEOPLE < end_of_layer:
-                soon = active.slot[a + _PEOPLE]
+            if a + _PEOPLE < found:
+                soon = part.room[a + _PEOPLE]
                 for m in range(first[soon], first[soon] + held[soon]):
                     _fetch_person(member[m], stage, after, frame)
                 if winner[soon] >= direct:
                     _fetch_reference(where[winner[soon] - direct], weight)
-            if a + _PLACE < end_of_layer:
-                soon = active.slot[a + _PLACE]
+            if a + _PLACE < found:
+                soon = part.room[a + _PLACE]
                 for m in range(first[soon], first[soon] + held[soon]):
                     _fetch_pressure(member[m], frame, pressure)
-            q = active.slot[a]
-            while q >= end_of_run:
-                run, end_of_run = run + 1, end_of_run + run_of[layer]
+            q = part.room[a]
             uncounted = uncounted_seed(seed, imported, layer, q)
             begin, end = first[q], first[q]
             smallest = np.int64(-1)
@@ -427,13 +415,12 @@ def evolve(
             ratios[contests] = total / large
             contests += 1
             winner[q] = w
-        runs += (first_slot[layer + 1] - first_slot[layer] + run_of[layer] - 1) // run_of[layer]
     return used
 
 
 @nb.njit(**BARE)
 def resolve(
-    active: Active,
+    part: Part,
     stage: NDArray[np.int8],
     after: NDArray[np.int8],
     frame: Frame,
@@ -449,7 +436,7 @@ def resolve(
     count: Floats,
 ) -> int:
     """The winners take their slots, which are as `evolve` left them; returns the end of the lists."""
-    layers, networks, last = frame.network.shape[0], frame.cells.shape[0], slots.weight.shape[1] - 1
+    networks, last = frame.cells.shape[0], slots.weight.shape[1] - 1
     cells, slot, base, classes = frame.cells, frame.slot, frame.base, frame.classes
     layer_number, first_slot, first_cell, first_linear = (
         frame.layer,
@@ -467,30 +454,28 @@ def resolve(
     )
     first, held, weight, excess = slots.first, slots.held, slots.weight, slots.excess
     seed, imported, generation, source = slots.seed, slots.imported, slots.generation, slots.source
-    winner, ratios, imports = slots.winner, outcome.ratio, outcome.imports
+    winner, status, ratios, imports = slots.winner, slots.status, outcome.ratio, outcome.imports
     many, others, direct = classes.shape[0] > 0, source.shape[1], flips.agent.shape[0]
-    run_of, runs, contests, taken = frame.run, 0, 0, 0
-    for layer in range(layers):
-        run, end_of_run = runs, first_slot[layer] + run_of[layer]
-        end_of_layer = active.begin[layer + 1]
-        for a in range(active.begin[layer], end_of_layer):
-            if a + _LIST < end_of_layer:
-                soon = active.slot[a + _LIST]
+    contests, taken = 0, 0
+    for s in range(part.stretch.shape[0]):
+        layer, run = part.stretch[s, 0], part.stretch[s, 1]
+        found = active(part.stretch[s, 2], part.stretch[s, 3], status, part.room)
+        for a in range(found):
+            if a + _LIST < found:
+                soon = part.room[a + _LIST]
                 if winner[soon] != OLD:
                     _fetch_reference(soon, weight)
                     _fetch_list(soon, slots, member, alternative)
                     _fetch_winner(winner[soon], flips, fresh)
-            if a + _PEOPLE < end_of_layer:
-                soon = winner[active.slot[a + _PEOPLE]]
+            if a + _PEOPLE < found:
+                soon = winner[part.room[a + _PEOPLE]]
                 if 0 <= soon < direct:
                     _fetch_person(flips.agent[soon], stage, after, frame)
-            if a + _PLACE < end_of_layer:
-                soon = winner[active.slot[a + _PLACE]]
+            if a + _PLACE < found:
+                soon = winner[part.room[a + _PLACE]]
                 if 0 <= soon < direct:
                     _fetch_pressure(flips.agent[soon], frame, pressure)
-            q = active.slot[a]
-            while q >= end_of_run:
-                run, end_of_run = run + 1, end_of_run + run_of[layer]
+            q = part.room[a]
             w = winner[q]
             if w == OLD:
                 continue
@@ -572,105 +557,91 @@ def resolve(
                 if w >= direct:
                     source[q, layer_of(first_slot, fresh.slot[w - direct])] = fresh.slot[w - direct]
             member[place] = i
-        runs += (first_slot[layer + 1] - first_slot[layer] + run_of[layer] - 1) // run_of[layer]
     return used
 
 
 @nb.njit(**BARE)
-def link(active: Active, slots: Slots, flips: Flips, fresh: Fresh) -> None:
+def link(part: Part, slots: Slots, flips: Flips, fresh: Fresh) -> None:
     """Slots that were taken learn which others go together with them; all winners have taken theirs."""
-    winner, source, seed, generation = slots.winner, slots.source, slots.seed, slots.generation
-    to, where, direct, end = slots.link, fresh.slot, flips.agent.shape[0], active.begin[-1]
-    for a in range(end):
-        if a + _PLACE < end:
-            soon = active.slot[a + _PLACE]
-            for other in range(to.shape[1] if winner[soon] >= 0 else 0):
-                if source[soon, other] >= 0:
-                    fetch(winner, source[soon, other])
-                    fetch(generation, source[soon, other])
-        q = active.slot[a]
-        w = winner[q]
-        if w < 0:
-            continue
-        for other in range(to.shape[1]):
-            origin = source[q, other]
-            to[q, other] = -1
-            if origin < 0:
+    winner, source, seed, generation, status = slots.winner, slots.source, slots.seed, slots.generation, slots.status
+    to, where, direct = slots.link, fresh.slot, flips.agent.shape[0]
+    for s in range(part.stretch.shape[0]):
+        found = active(part.stretch[s, 2], part.stretch[s, 3], status, part.room)
+        for a in range(found):
+            if a + _PLACE < found:
+                soon = part.room[a + _PLACE]
+                for other in range(to.shape[1] if winner[soon] >= 0 else 0):
+                    if source[soon, other] >= 0:
+                        fetch(winner, source[soon, other])
+                        fetch(generation, source[soon, other])
+            q = part.room[a]
+            w = winner[q]
+            if w < 0:
                 continue
-            theirs = winner[origin]
-            if w >= direct and origin == where[w - direct]:
-                stands = theirs == OLD or theirs == HELD
-            elif w >= direct:
-                stands = theirs >= direct and seed[origin] == seed[q]
-                stands = stands and where[theirs - direct] == where[w - direct]
-            else:
-                stands = theirs == w
-            if stands:
-                to[q, other] = generation[origin]
+            for other in range(to.shape[1]):
+                origin = source[q, other]
+                to[q, other] = -1
+                if origin < 0:
+                    continue
+                theirs = winner[origin]
+                if w >= direct and origin == where[w - direct]:
+                    stands = theirs == OLD or theirs == HELD
+                elif w >= direct:
+                    stands = theirs >= direct and seed[origin] == seed[q]
+                    stands = stands and where[theirs - direct] == where[w - direct]
+                else:
+                    stands = theirs == w
+                if stands:
+                    to[q, other] = generation[origin]
 
 
 @nb.njit(**BARE)
 def survey(
-    part: int,
-    begin: int,
-    active: Active,
+    part: Part,
     after: NDArray[np.int8],
     frame: Frame,
     slots: Slots,
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
-    found: Heard,
 ) -> None:
     """What the alternatives hold after the step: their infectivity, and whether anything is still to come.
 
     Args:
-        part: number of the thread.
-        begin: where it writes to `found`.
-        active: slots in which something may have happened.
+        part: the slots that are looked at.
         after: stages after the step [agents].
         frame: the run's.
         slots: their `excess` and `status` are changed, and nothing competes any more.
         member: lists of who differs.
         alternative: where they are.
-        found: receives what large networks hear of.
     """
     first, held, excess, status = slots.first, slots.held, slots.excess, slots.status
-    seed, imported = slots.seed, slots.imported
     infectivity, busy, loud = frame.infectivity, frame.busy, frame.loud
-    end = begin
-    for layer in range(frame.network.shape[0]):
-        n, end_of_layer = frame.network[layer], active.begin[layer + 1]
-        found.span[part, layer, 0] = end
-        for a in range(active.begin[layer], end_of_layer):
-            if a + _PEOPLE < end_of_layer:
-                _fetch_list(active.slot[a + _PEOPLE], slots, member, alternative)
-            if a + _PLACE < end_of_layer:
-                soon = active.slot[a + _PLACE]
+    for s in range(part.stretch.shape[0]):
+        n = frame.network[part.stretch[s, 0]]
+        found = active(part.stretch[s, 2], part.stretch[s, 3], status, part.room)
+        for a in range(found):
+            if a + _PEOPLE < found:
+                _fetch_list(part.room[a + _PEOPLE], slots, member, alternative)
+            if a + _PLACE < found:
+                soon = part.room[a + _PLACE]
                 for m in range(first[soon], first[soon] + held[soon]):
                     fetch(after, member[m])
-            q = active.slot[a]
+            q = part.room[a]
             slots.winner[q] = NOBODY
             more = 0.0
             alive = False
-            uncounted = uncounted_seed(seed, imported, layer, q)
             for m in range(first[q], first[q] + held[q]):
-                i, s = member[m], alternative[m]
-                heard = loud[s] == 1 or loud[after[i]] == 1
-                alive = alive or heard or busy[s] == 1
+                i, other = member[m], alternative[m]
+                alive = alive or busy[other] == 1 or loud[after[i]] == 1
                 if n >= 0:
-                    more += infectivity[n, s] - infectivity[n, after[i]]
-                if heard and i != uncounted:
-                    found.slot[end], found.agent[end], found.stage[end] = q, i, s
-                    end += 1
+                    more += infectivity[n, other] - infectivity[n, after[i]]
             excess[q] = more
             status[q] = LIVE if alive else np.uint8(0)
-        found.span[part, layer, 1] = end
 
 
 @nb.njit(**BARE)
 def pack(
-    low: Ints,
-    high: Ints,
+    part: Part,
     slots: Slots,
     member: NDArray[np.int32],
     alternative: NDArray[np.int8],
@@ -680,8 +651,8 @@ def pack(
 ) -> int:
     """Copy the lists of slots close together, from `begin` on; returns their end."""
     first, held = slots.first, slots.held
-    for layer in range(low.shape[0]):
-        for q in range(low[layer], high[layer]):
+    for layer in range(part.low.shape[0]):
+        for q in range(part.low[layer], part.high[layer]):
             if held[q] == 0:
                 first[q] = -1
                 continue
@@ -697,42 +668,56 @@ def pack(
 def scatter(
     stage: NDArray[np.int8],
     frame: Frame,
-    weight: Floats,
-    heard: Heard,
+    slots: Slots,
+    member: NDArray[np.int32],
+    alternative: NDArray[np.int8],
+    stretch: Ints,
+    room: NDArray[np.int32],
     n: int,
     offsets: Ints,
     readers: Ints,
     total: Floats,
 ) -> None:
-    """Derivatives and reference of a linear network's infectivity sums.
+    """Derivatives and reference of a linear network's infectivity sums: what differences that count add to them.
 
     Args:
         stage: actual [agents].
         frame: the run's.
-        weight: of the slots [slots, P + 1].
-        heard: what the sums are made of.
+        slots: all.
+        member: lists of who differs.
+        alternative: where they are.
+        stretch: of all slots in their order; see `Part`.
+        room: see `Part`.
         n: number of the network.
         offsets: over edges, where the readers of each agent begin [agents + 1]; empty where people meet in cells.
         readers: over edges, who reads [edges].
         total: added to [cells, P + 1].
     """
     infectivity, place = frame.infectivity, frame.cells[n]
-    slot, agent, alternative, span = heard.slot, heard.agent, heard.stage, heard.span
+    seed, imported, first, held, weight = slots.seed, slots.imported, slots.first, slots.held, slots.weight
     by_edges = offsets.shape[0] > 0
-    for layer in range(span.shape[1]):
-        for part in range(span.shape[0]):
-            for k in range(span[part, layer, 0], span[part, layer, 1]):
-                soon = min(k + _PLACE, span[part, layer, 1] - 1)
-                fetch(stage, agent[soon])
-                fetch(weight, slot[soon] * weight.shape[1])
-                if not by_edges:
-                    fetch_column(place, agent[soon])
-                i, q = agent[k], slot[k]
-                d = infectivity[n, alternative[k]] - infectivity[n, stage[i]]
-                if d == 0.0:
+    for s in range(stretch.shape[0]):
+        layer = stretch[s, 0]
+        found = active(stretch[s, 2], stretch[s, 3], slots.status, room)
+        for a in range(found):
+            if a + _PEOPLE < found:
+                _fetch_list(room[a + _PEOPLE], slots, member, alternative)
+            if a + _PLACE < found:
+                soon = room[a + _PLACE]
+                fetch(weight, soon * weight.shape[1])
+                for m in range(first[soon], first[soon] + held[soon]):
+                    fetch(stage, member[m])
+                    if not by_edges:
+                        fetch_column(place, member[m])
+            q = room[a]
+            uncounted = uncounted_seed(seed, imported, layer, q)
+            for m in range(first[q], first[q] + held[q]):
+                i = member[m]
+                d = infectivity[n, alternative[m]] - infectivity[n, stage[i]]
+                if d == 0.0 or i == uncounted:
                     continue
-                first, end = (offsets[i], offsets[i + 1]) if by_edges else (0, 1)
-                for e in range(first, end):
+                begin, end = (offsets[i], offsets[i + 1]) if by_edges else (0, 1)
+                for e in range(begin, end):
                     cell = readers[e] if by_edges else column(place, i)
                     for x in range(total.shape[1]):
                         total[cell, x] += d * weight[q, x]

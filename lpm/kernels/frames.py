@@ -13,19 +13,18 @@ from torch import Tensor
 
 from lpm.kernels import clusters
 from lpm.kernels.addresses import addresses_of
-from lpm.kernels.clusters import Active, Flips, Frame, Fresh, Slots
+from lpm.kernels.clusters import Flips, Frame, Fresh, Part, Slots
 from lpm.kernels.spec import Spec
 from lpm.networks import Edges, Groups, Network
 from lpm.rng import Ids
 
 __all__ = [
     "clear_slots",
-    "make_active",
     "make_among",
     "make_flips",
     "make_frame",
     "make_fresh",
-    "make_ranges",
+    "make_parts",
     "make_slots",
 ]
 
@@ -45,17 +44,24 @@ def make_among(network: Network, size: Tensor | None) -> NDArray[np.float64] | N
     return people
 
 
-def make_ranges(frame: Frame, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First slots and ends of each thread's part of each layer [threads, layers]; whole runs."""
+def make_parts(frame: Frame, threads: int) -> list[Part]:
+    """The slots of each thread; whole runs."""
     runs = -(-np.diff(frame.first_slot) // frame.run)
     cuts = np.arange(threads + 1)[:, None] * runs // threads
     edges = np.minimum(frame.first_slot[:-1] + cuts * frame.run, frame.first_slot[1:])
-    return np.ascontiguousarray(edges[:-1]), np.ascontiguousarray(edges[1:])
-
-
-def make_active(low: NDArray[np.int64], high: NDArray[np.int64]) -> Active:
-    """Room for the active slots among `low` to `high` − 1 of each layer; only what is written is ever in memory."""
-    return Active(np.empty(int((high - low).sum()) + 1, dtype=np.int32), np.zeros(low.size + 1, dtype=np.int64))
+    earlier = np.cumsum(runs) - runs
+    parts = []
+    for low, high, begin, end in zip(edges[:-1], edges[1:], cuts[:-1], cuts[1:], strict=True):
+        stretches = [
+            (layer, earlier[layer] + run, a, min(a + clusters.LONGEST, first + frame.run[layer], high[layer]))
+            for layer in range(low.size)
+            for run in range(begin[layer], end[layer])
+            for first in [frame.first_slot[layer] + run * frame.run[layer]]
+            for a in range(first, min(first + frame.run[layer], high[layer]), clusters.LONGEST)
+        ]
+        stretch = np.array(stretches, dtype=np.int64).reshape(-1, 4)
+        parts.append(Part(low, high, stretch, np.empty(clusters.LONGEST + 1, dtype=np.int32)))
+    return parts
 
 
 def make_flips(room: int, threads: int, layers: int) -> Flips:
