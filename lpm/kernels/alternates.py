@@ -59,8 +59,8 @@ LARGEST = 100
 _KEPT = ("weight", "excess", "status")
 """What a slot that holds somebody takes into the next step, besides its list."""
 
-_LINKED = ("seed", "imported")
-"""What it takes with it where there are several layers, besides its links."""
+_LINKED = ("seed", "imported", "apart")
+"""What it takes with it where there are several layers."""
 
 _IN_CELLS = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
@@ -331,7 +331,7 @@ class _Clusters:
             )
         in_turn(evolution.resolve)
         if slots.link.shape[1]:
-            share_out([partial(evolution.link, part, slots, flips, fresh) for part in self.parts], self.threads)
+            share_out([partial(evolution.link, part, frame, slots, flips, fresh) for part in self.parts], self.threads)
         seen = (after, frame, slots, *lists)
         share_out([partial(evolution.survey, part, *seen) for part in self.parts], self.threads)
         self.flow[:, :, lane] = flow.sum(axis=0)
@@ -579,11 +579,10 @@ class _Clusters:
                 "alternative": self.alternative[lane][listed],
                 **{name: getattr(slots, name)[slot] for name in _KEPT},
             }
-            if slots.source.size:
+            if slots.link.size:
+                for part in self.parts:
+                    evolution.unlink(part, self.frame, slots)
                 parts |= {name: getattr(slots, name)[slot] for name in _LINKED}
-                # Only whether a link stands matters; which generation it stands with doesn't.
-                source, link = slots.source[slot], slots.link[slot]
-                parts["source"] = np.where((source >= 0) & (link == slots.generation[source]), source, -1)
             found |= {f"{lane}:{name}": array for name, array in parts.items()}
         return found
 
@@ -594,11 +593,8 @@ class _Clusters:
             slot, held = found[f"{lane}:slot"], found[f"{lane}:held"]
             slots.held[slot] = held
             slots.first[slot] = np.cumsum(held, dtype=np.int64) - held
-            for name in (*_KEPT, *(_LINKED if slots.source.size else ())):
+            for name in (*_KEPT, *(_LINKED if slots.link.size else ())):
                 getattr(slots, name)[slot] = found[f"{lane}:{name}"]
-            if slots.source.size:
-                source = found[f"{lane}:source"]
-                slots.source[slot], slots.link[slot] = source, np.where(source >= 0, 0, -1)
             self.member[lane] = found[f"{lane}:member"].copy()
             self.alternative[lane] = found[f"{lane}:alternative"].copy()
             # Whoever goes on may have other threads: the lists are copied before anything is added.

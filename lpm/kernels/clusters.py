@@ -35,6 +35,7 @@ __all__ = [
     "LIVE",
     "LONGEST",
     "NOBODY",
+    "NOWHERE",
     "OLD",
     "RUNS",
     "SCALE",
@@ -71,6 +72,9 @@ SCALE = 4294967296.0
 GONE, NOBODY, OLD, HELD = -4, -3, -2, -1
 """Who has a slot after a step, besides the offers, which are numbered from 0: the alternative ends, nothing has been
 looked at, it goes on, it goes on against offers."""
+
+NOWHERE = np.int8(-128)
+"""In place of a distance between slots: there is no other slot."""
 
 LIVE, TOUCHED = np.uint8(1), np.uint8(2)
 """Status of a slot: somebody who differs may move, or infects, in the alternative or in truth; somebody moved or
@@ -186,9 +190,11 @@ class Slots(NamedTuple):
     Only if there are several layers, else empty:
         seed: the agent it began with, or −1 [slots].
         imported: whether the seed came from another layer [slots].
-        generation: grows when the alternative is replaced [slots].
-        source: slot of each layer in which the seed differs too, or −1 [slots, layers].
-        link: that slot's generation then, or −1 [slots, layers].
+        generation: grows when the alternative is replaced; a link would have to last through 65,536 of them to be
+            taken for another [slots].
+        apart: how far from the seed's own slot the one in which it differs too lies, in each other layer, or `NOWHERE`
+            [slots, layers − 1].
+        link: that slot's generation then [slots, layers − 1].
     """
 
     weight: Floats
@@ -199,9 +205,9 @@ class Slots(NamedTuple):
     winner: NDArray[np.int32]
     seed: NDArray[np.int32]
     imported: NDArray[np.int8]
-    generation: NDArray[np.int32]
-    source: NDArray[np.int32]
-    link: NDArray[np.int32]
+    generation: NDArray[np.uint16]
+    apart: NDArray[np.int8]
+    link: NDArray[np.uint16]
 
 
 class Flips(NamedTuple):

@@ -6,13 +6,14 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.addresses import column, fetch, fetch_column, float_column
+from lpm.kernels.addresses import Addresses, column, fetch, fetch_column, float_column
 from lpm.kernels.clusters import (
     BARE,
     GONE,
     HELD,
     LIVE,
     NOBODY,
+    NOWHERE,
     OLD,
     SCALE,
     TOUCHED,
@@ -33,7 +34,7 @@ from lpm.kernels.clusters import (
 from lpm.kernels.decisions import one_minus_exp
 from lpm.philox import philox
 
-__all__ = ["evolve", "link", "offer", "pack", "resolve", "scatter", "survey"]
+__all__ = ["evolve", "link", "offer", "pack", "resolve", "scatter", "survey", "unlink"]
 
 _OLD_VARIATES = 32768
 _NO_BLOCK = np.uint64(1 << 63)
@@ -50,6 +51,19 @@ Words = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 def uncounted_seed(seed: NDArray[np.int32], imported: NDArray[np.int8], layer: int, q: int) -> int:
     """Whose difference doesn't count, or −1: a seed counts only in the first layer, and only where it began."""
     return int(seed[q]) if seed.shape[0] > 0 and (layer > 0 or imported[q] == 1) else -1
+
+
+@nb.njit(**BARE, inline="always")
+def _among(other: int, layer: int) -> int:
+    """The column of another layer in what slots of a layer keep of each."""
+    return other - 1 if other > layer else other
+
+
+@nb.njit(**BARE, inline="always")
+def _origin(base: Ints, slot: Addresses, apart: NDArray[np.int8], q: int, layer: int, other: int, i: int) -> int:
+    """The slot of another layer in which the seed i of slot q differs too, or −1."""
+    away = apart[q, _among(other, layer)]
+    return -1 if away == NOWHERE else base[other] + column(slot[other], i) + away
 
 
 @nb.njit(**BARE, inline="always")
@@ -255,7 +269,7 @@ def evolve(
     pressure, among, factor, exits, address = day.pressure, day.among, day.factor, day.exit, day.address
     first, held, winner, weight, excess = slots.first, slots.held, slots.winner, slots.weight, slots.excess
     status = slots.status
-    seed, imported, generation, source, link = slots.seed, slots.imported, slots.generation, slots.source, slots.link
+    seed, imported, generation, apart, link = slots.seed, slots.imported, slots.generation, slots.apart, slots.link
     many = classes.shape[0] > 0
     size, before, word, direct, widest = flips.size, flips.following, flips.chosen, flips.agent.shape[0], 0
     for layer in range(layers):
@@ -312,8 +326,8 @@ def evolve(
                             more = excess[q]
                         elif other >= 0 and seed[q] == i:
                             # What the seed meets in the source's layer is the source's alternative, while that stands.
-                            origin = source[q, other]
-                            if origin >= 0 and link[q, other] == generation[origin]:
+                            origin = _origin(base, slot, apart, q, layer, other, i)
+                            if origin >= 0 and link[q, _among(other, layer)] == generation[origin]:
                                 more = excess[origin]
                             else:
                                 there = more = 0.0
@@ -323,8 +337,8 @@ def evolve(
                                 away >= 0
                                 and seed[away] == i
                                 and imported[away] == 1
-                                and source[away, layer] == q
-                                and link[away, layer] == generation[q]
+                                and _origin(base, slot, apart, away, other, layer, i) == q
+                                and link[away, _among(layer, other)] == generation[q]
                             ):
                                 more = excess[away]
                         if more != 0.0:
@@ -453,9 +467,9 @@ def resolve(
         day.exit_weight,
     )
     first, held, weight, excess = slots.first, slots.held, slots.weight, slots.excess
-    seed, imported, generation, source = slots.seed, slots.imported, slots.generation, slots.source
+    seed, imported, generation, apart = slots.seed, slots.imported, slots.generation, slots.apart
     winner, status, ratios, imports = slots.winner, slots.status, outcome.ratio, outcome.imports
-    many, others, direct = classes.shape[0] > 0, source.shape[1], flips.agent.shape[0]
+    many, others, direct = classes.shape[0] > 0, apart.shape[1], flips.agent.shape[0]
     contests, taken = 0, 0
     for s in range(part.stretch.shape[0]):
         layer, run = part.stretch[s, 0], part.stretch[s, 1]
@@ -550,37 +564,45 @@ def resolve(
                     weight[q, x] = imports[taken, x]
                 taken += 1
                 alternative[place] = fresh.stage[k]
-            for other in range(others):
-                source[q, other] = base[other] + column(slot[other], i) if other != layer else -1
             if others > 0:
                 seed[q], imported[q] = i, w >= direct
+                for other in range(others + 1):
+                    if other != layer:
+                        there = base[other] + column(slot[other], i) >= 0
+                        apart[q, _among(other, layer)] = np.int8(0) if there else NOWHERE
                 if w >= direct:
-                    source[q, layer_of(first_slot, fresh.slot[w - direct])] = fresh.slot[w - direct]
+                    origin = fresh.slot[w - direct]
+                    other = layer_of(first_slot, origin)
+                    apart[q, _among(other, layer)] = origin - base[other] - column(slot[other], i)
             member[place] = i
     return used
 
 
 @nb.njit(**BARE)
-def link(part: Part, slots: Slots, flips: Flips, fresh: Fresh) -> None:
+def link(part: Part, frame: Frame, slots: Slots, flips: Flips, fresh: Fresh) -> None:
     """Slots that were taken learn which others go together with them; all winners have taken theirs."""
-    winner, source, seed, generation, status = slots.winner, slots.source, slots.seed, slots.generation, slots.status
-    to, where, direct = slots.link, fresh.slot, flips.agent.shape[0]
+    slot, base, winner, seed, status = frame.slot, frame.base, slots.winner, slots.seed, slots.status
+    generation, apart, to = slots.generation, slots.apart, slots.link
+    where, direct, layers = fresh.slot, flips.agent.shape[0], frame.network.shape[0]
     for s in range(part.stretch.shape[0]):
+        layer = part.stretch[s, 0]
         found = active(part.stretch[s, 2], part.stretch[s, 3], status, part.room)
         for a in range(found):
+            if a + _PEOPLE < found:
+                soon = part.room[a + _PEOPLE]
+                for other in range(layers if winner[soon] >= 0 else 0):
+                    fetch_column(slot[other], seed[soon])
             if a + _PLACE < found:
                 soon = part.room[a + _PLACE]
-                for other in range(to.shape[1] if winner[soon] >= 0 else 0):
-                    if source[soon, other] >= 0:
-                        fetch(winner, source[soon, other])
-                        fetch(generation, source[soon, other])
+                for other in range(layers if winner[soon] >= 0 else 0):
+                    origin = _origin(base, slot, apart, soon, layer, other, seed[soon]) if other != layer else -1
+                    if origin >= 0:
+                        fetch(winner, origin)
+                        fetch(generation, origin)
             q = part.room[a]
             w = winner[q]
-            if w < 0:
-                continue
-            for other in range(to.shape[1]):
-                origin = source[q, other]
-                to[q, other] = -1
+            for other in range(layers if w >= 0 else 0):
+                origin = _origin(base, slot, apart, q, layer, other, seed[q]) if other != layer else -1
                 if origin < 0:
                     continue
                 theirs = winner[origin]
@@ -592,7 +614,22 @@ def link(part: Part, slots: Slots, flips: Flips, fresh: Fresh) -> None:
                 else:
                     stands = theirs == w
                 if stands:
-                    to[q, other] = generation[origin]
+                    to[q, _among(other, layer)] = generation[origin]
+                else:
+                    apart[q, _among(other, layer)] = NOWHERE
+
+
+@nb.njit(**BARE)
+def unlink(part: Part, frame: Frame, slots: Slots) -> None:
+    """Forget the links that don't stand any more: which generation the others stand with then doesn't matter."""
+    seed, generation, apart, to = slots.seed, slots.generation, slots.apart, slots.link
+    for layer in range(frame.network.shape[0]):
+        for q in range(part.low[layer], part.high[layer]):
+            for other in range(frame.network.shape[0] if seed[q] >= 0 else 0):
+                if other != layer:
+                    origin = _origin(frame.base, frame.slot, apart, q, layer, other, seed[q])
+                    if origin >= 0 and to[q, _among(other, layer)] != generation[origin]:
+                        apart[q, _among(other, layer)] = NOWHERE
 
 
 @nb.njit(**BARE)

@@ -91,7 +91,7 @@ def make_fresh(room: int, threads: int, layers: int) -> Fresh:
 
 def make_slots(slots: int, parameters: int, layers: int) -> Slots:
     """Slots without alternatives."""
-    others, linked = (layers, slots) if layers > 1 else (0, 0)
+    linked = slots if layers > 1 else 0
     return Slots(
         weight=np.zeros((slots, parameters + 1)),
         excess=np.zeros(slots),
@@ -101,15 +101,15 @@ def make_slots(slots: int, parameters: int, layers: int) -> Slots:
         winner=np.full(slots, clusters.NOBODY, dtype=np.int32),
         seed=np.full(linked, -1, dtype=np.int32),
         imported=np.zeros(linked, dtype=np.int8),
-        generation=np.zeros(linked, dtype=np.int32),
-        source=np.full((linked, others), -1, dtype=np.int32),
-        link=np.full((linked, others), -1, dtype=np.int32),
+        generation=np.zeros(linked, dtype=np.uint16),
+        apart=np.full((linked, layers - 1), clusters.NOWHERE, dtype=np.int8),
+        link=np.zeros((linked, layers - 1), dtype=np.uint16),
     )
 
 
 def clear_slots(slots: Slots) -> None:
     """Take the alternatives out of slots, as `make_slots` makes them."""
-    empty = make_slots(1, slots.weight.shape[1] - 1, slots.source.shape[1])
+    empty = make_slots(1, slots.weight.shape[1] - 1, slots.link.shape[1] + 1)
     for name, value in empty._asdict().items():
         getattr(slots, name)[:] = value
 
