@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 __all__ = [
     "Addresses",
     "addresses_of",
+    "byte_column",
     "column",
     "entry",
     "fetch",
+    "fetch_byte_column",
     "fetch_column",
     "fetch_float_column",
     "float_column",
@@ -31,15 +33,15 @@ __all__ = [
 Addresses = NDArray[np.uint64]
 
 
-def addresses_of(columns: Sequence[NDArray[np.int32] | NDArray[np.float64] | None]) -> Addresses:
-    """Where columns lie; None, for the numbers 0, 1, 2, … or for ones, is at address 0.
+def addresses_of(columns: Sequence[NDArray[np.int32] | NDArray[np.int8] | NDArray[np.float64] | None]) -> Addresses:
+    """Where columns lie; None, for the numbers 0, 1, 2, …, for zeros in bytes or for ones, is at address 0.
 
     Raises:
-        ValueError: for a column that neither `column` nor `float_column` can read.
+        ValueError: for a column that none of `column`, `byte_column` and `float_column` can read.
     """
     for values in columns:
-        if values is not None and not (values.dtype in (np.int32, np.float64) and values.flags.c_contiguous):
-            raise ValueError("a column is contiguous, of int32 or float64")
+        if values is not None and not (values.dtype in (np.int32, np.int8, np.float64) and values.flags.c_contiguous):
+            raise ValueError("a column is contiguous, of int32, int8 or float64")
     return np.array([0 if values is None else values.ctypes.data for values in columns], dtype=np.uint64)
 
 
@@ -94,11 +96,17 @@ def _fetch(_: Any, address: Any, i: Any) -> Any:
 
 
 @intrinsic
+def _fetch_byte(_: Any, address: Any, i: Any) -> Any:
+    return _asker(nb.types.uint64, ir.IntType(8))
+
+
+@intrinsic
 def _fetch_float(_: Any, address: Any, i: Any) -> Any:
     return _asker(nb.types.uint64, ir.DoubleType())
 
 
 _load = _loader(nb.types.int32, ir.IntType(32))
+_load_byte = _loader(nb.types.int8, ir.IntType(8))
 _load_float = _loader(nb.types.float64, ir.DoubleType())
 
 
@@ -106,6 +114,12 @@ _load_float = _loader(nb.types.float64, ir.DoubleType())
 def column(address: np.uint64, i: int) -> int:
     """Entry i of a column of whole numbers."""
     return i if address == np.uint64(0) else int(_load(address, i))
+
+
+@nb.njit(_nrt=False, inline="always")
+def byte_column(address: np.uint64, i: int) -> int:
+    """Entry i of a column of small numbers."""
+    return 0 if address == np.uint64(0) else int(_load_byte(address, i))
 
 
 @nb.njit(_nrt=False, inline="always")
@@ -119,6 +133,13 @@ def fetch_column(address: np.uint64, i: int) -> None:
     """Have entry i of a column of whole numbers at hand."""
     if address != np.uint64(0):
         _fetch(address, i)
+
+
+@nb.njit(_nrt=False, inline="always")
+def fetch_byte_column(address: np.uint64, i: int) -> None:
+    """Have entry i of a column of small numbers at hand."""
+    if address != np.uint64(0):
+        _fetch_byte(address, i)
 
 
 @nb.njit(_nrt=False, inline="always")

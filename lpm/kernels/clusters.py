@@ -25,7 +25,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.addresses import Addresses
+from lpm.kernels.addresses import Addresses, byte_column, column
 from lpm.philox import word
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "chance",
     "key_of",
     "layer_of",
+    "own_slot",
     "race",
 ]
 
@@ -92,8 +93,9 @@ class Frame(NamedTuple):
 
     Attributes:
         cells: columns (`lpm.kernels.addresses`): each agent's cell in each network [networks].
-        slot: columns: each agent's slot in each layer less `base`, or −1 for none, where `base` is 0 [layers].
-        base: [layers].
+        slot: columns: each agent's group in each layer, and which of its slots is theirs; or their slot, −1 for none
+            [layers, 2].
+        layout: first slot of the first group and slots per group, or 0 and 1; see `own_slot` [layers, 2].
         classes: class of each agent; empty where there is only one [agents].
         first_id: the first id, where they follow one another.
         ids: every id, where they don't; else empty [agents].
@@ -119,7 +121,7 @@ class Frame(NamedTuple):
 
     cells: Addresses
     slot: Addresses
-    base: Ints
+    layout: Ints
     classes: NDArray[np.int16]
     first_id: np.uint64
     ids: NDArray[np.uint64]
@@ -181,7 +183,7 @@ class Slots(NamedTuple):
 
     Attributes:
         weight: by parameter, the reference last [slots, P + 1].
-        excess: infectivity in the own layer less the actual one [slots].
+        excess: infectivity in the own layer less the actual one, rounded to 24 bits [slots].
         status: see `LIVE` and `TOUCHED` [slots].
         first: where the list of differing agents begins, or −1 if it never had one [slots].
         held: how many they are; 0 for an empty slot [slots].
@@ -198,7 +200,7 @@ class Slots(NamedTuple):
     """
 
     weight: Floats
-    excess: Floats
+    excess: NDArray[np.float32]
     status: NDArray[np.uint8]
     first: NDArray[np.int32]
     held: NDArray[np.uint8]
@@ -320,6 +322,13 @@ def layer_of(first_slot: Ints, q: int) -> int:
     while q >= first_slot[layer + 1]:
         layer += 1
     return layer
+
+
+@nb.njit(**BARE, inline="always")
+def own_slot(slot: Addresses, layout: Ints, layer: int, i: int) -> int:
+    """An agent's slot in a layer, or −1; see `Frame.slot`."""
+    group = layout[layer, 0] + column(slot[layer, 0], i) * layout[layer, 1]
+    return int(group + byte_column(slot[layer, 1], i))
 
 
 @nb.njit(**BARE)

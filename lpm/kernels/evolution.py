@@ -6,7 +6,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.addresses import Addresses, column, fetch, fetch_column, float_column
+from lpm.kernels.addresses import Addresses, column, fetch, fetch_byte_column, fetch_column, float_column
 from lpm.kernels.clusters import (
     BARE,
     GONE,
@@ -29,6 +29,7 @@ from lpm.kernels.clusters import (
     active,
     key_of,
     layer_of,
+    own_slot,
     race,
 )
 from lpm.kernels.decisions import one_minus_exp
@@ -60,10 +61,10 @@ def _among(other: int, layer: int) -> int:
 
 
 @nb.njit(**BARE, inline="always")
-def _origin(base: Ints, slot: Addresses, apart: NDArray[np.int8], q: int, layer: int, other: int, i: int) -> int:
+def _origin(slot: Addresses, layout: Ints, apart: NDArray[np.int8], q: int, layer: int, other: int, i: int) -> int:
     """The slot of another layer in which the seed i of slot q differs too, or −1."""
     away = apart[q, _among(other, layer)]
-    return -1 if away == NOWHERE else base[other] + column(slot[other], i) + away
+    return -1 if away == NOWHERE else own_slot(slot, layout, other, i) + away
 
 
 @nb.njit(**BARE, inline="always")
@@ -127,7 +128,7 @@ def offer(part: Part, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh:
     """
     layers, last, address = frame.network.shape[0], slots.weight.shape[1] - 1, day.address
     low, high = part.low, part.high
-    slot, base, first_slot, ids, first_id = frame.slot, frame.base, frame.first_slot, frame.ids, frame.first_id
+    slot, layout, first_slot, ids, first_id = frame.slot, frame.layout, frame.first_slot, frame.ids, frame.first_id
     winner, weight, status = slots.winner, slots.weight, slots.status
     agent, before, word, span = flips.agent, flips.following, flips.chosen, flips.span
     for layer in range(layers):
@@ -137,7 +138,7 @@ def offer(part: Part, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh:
         for t in range(span.shape[0]):
             for k in range(span[t, 0], span[t, 1]):
                 i = agent[k]
-                q = base[layer] + column(slot[layer], i)
+                q = own_slot(slot, layout, layer, i)
                 if q < low[layer] or q >= high[layer]:
                     continue
                 identity = _identity(first_id, ids, i)
@@ -155,7 +156,7 @@ def offer(part: Part, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh:
             home = layer_of(first_slot, origin)
             lasts = weight[origin, last] != 0.0
             for layer in range(layers):
-                q = origin if layer == home else base[layer] + column(slot[layer], i)
+                q = origin if layer == home else own_slot(slot, layout, layer, i)
                 if q >= low[layer] and q < high[layer] and (lasts or layer == home):
                     following[layer, k] = winner[q]
                     winner[q] = direct + k
@@ -205,6 +206,13 @@ def _fetch_winner(w: int, flips: Flips, fresh: Fresh) -> None:
 
 
 @nb.njit(**BARE, inline="always")
+def _fetch_slot(slot: Addresses, layer: int, i: int) -> None:
+    """Ask for what tells somebody's slot in a layer."""
+    fetch_column(slot[layer, 0], i)
+    fetch_byte_column(slot[layer, 1], i)
+
+
+@nb.njit(**BARE, inline="always")
 def _fetch_person(i: int, stage: NDArray[np.int8], after: NDArray[np.int8], frame: Frame) -> None:
     """Ask for somebody's stage, cells and slots."""
     fetch(stage, i)
@@ -212,7 +220,7 @@ def _fetch_person(i: int, stage: NDArray[np.int8], after: NDArray[np.int8], fram
     for n in range(frame.cells.shape[0]):
         fetch_column(frame.cells[n], i)
     for layer in range(frame.slot.shape[0]):
-        fetch_column(frame.slot[layer], i)
+        _fetch_slot(frame.slot, layer, i)
 
 
 @nb.njit(**BARE, inline="always")
@@ -261,7 +269,7 @@ def evolve(
         the end of the lists.
     """
     layers, networks, last = frame.network.shape[0], frame.cells.shape[0], slots.weight.shape[1] - 1
-    cells, slot, base, first_cell = frame.cells, frame.slot, frame.base, frame.first_cell
+    cells, slot, layout, first_cell = frame.cells, frame.slot, frame.layout, frame.first_cell
     ids, first_id, classes = frame.ids, frame.first_id, frame.classes
     layer_number, first_slot, width = frame.layer, frame.first_slot, frame.width
     infectivity, infection_edge, infection_scale = frame.infectivity, frame.infection_edge, frame.infection_scale
@@ -326,18 +334,18 @@ def evolve(
                             more = excess[q]
                         elif other >= 0 and seed[q] == i:
                             # What the seed meets in the source's layer is the source's alternative, while that stands.
-                            origin = _origin(base, slot, apart, q, layer, other, i)
+                            origin = _origin(slot, layout, apart, q, layer, other, i)
                             if origin >= 0 and link[q, _among(other, layer)] == generation[origin]:
                                 more = excess[origin]
                             else:
                                 there = more = 0.0
                         elif other >= 0:
-                            away = base[other] + column(slot[other], i)
+                            away = own_slot(slot, layout, other, i)
                             if (
                                 away >= 0
                                 and seed[away] == i
                                 and imported[away] == 1
-                                and _origin(base, slot, apart, away, other, layer, i) == q
+                                and _origin(slot, layout, apart, away, other, layer, i) == q
                                 and link[away, _among(layer, other)] == generation[q]
                             ):
                                 more = excess[away]
@@ -451,7 +459,7 @@ def resolve(
 ) -> int:
     """The winners take their slots, which are as `evolve` left them; returns the end of the lists."""
     networks, last = frame.cells.shape[0], slots.weight.shape[1] - 1
-    cells, slot, base, classes = frame.cells, frame.slot, frame.base, frame.classes
+    cells, slot, layout, classes = frame.cells, frame.slot, frame.layout, frame.classes
     layer_number, first_slot, first_cell, first_linear = (
         frame.layer,
         frame.first_slot,
@@ -568,12 +576,12 @@ def resolve(
                 seed[q], imported[q] = i, w >= direct
                 for other in range(others + 1):
                     if other != layer:
-                        there = base[other] + column(slot[other], i) >= 0
+                        there = own_slot(slot, layout, other, i) >= 0
                         apart[q, _among(other, layer)] = np.int8(0) if there else NOWHERE
                 if w >= direct:
                     origin = fresh.slot[w - direct]
                     other = layer_of(first_slot, origin)
-                    apart[q, _among(other, layer)] = origin - base[other] - column(slot[other], i)
+                    apart[q, _among(other, layer)] = origin - own_slot(slot, layout, other, i)
             member[place] = i
     return used
 
@@ -581,7 +589,7 @@ def resolve(
 @nb.njit(**BARE)
 def link(part: Part, frame: Frame, slots: Slots, flips: Flips, fresh: Fresh) -> None:
     """Slots that were taken learn which others go together with them; all winners have taken theirs."""
-    slot, base, winner, seed, status = frame.slot, frame.base, slots.winner, slots.seed, slots.status
+    slot, layout, winner, seed, status = frame.slot, frame.layout, slots.winner, slots.seed, slots.status
     generation, apart, to = slots.generation, slots.apart, slots.link
     where, direct, layers = fresh.slot, flips.agent.shape[0], frame.network.shape[0]
     for s in range(part.stretch.shape[0]):
@@ -591,18 +599,18 @@ def link(part: Part, frame: Frame, slots: Slots, flips: Flips, fresh: Fresh) -> 
             if a + _PEOPLE < found:
                 soon = part.room[a + _PEOPLE]
                 for other in range(layers if winner[soon] >= 0 else 0):
-                    fetch_column(slot[other], seed[soon])
+                    _fetch_slot(slot, other, seed[soon])
             if a + _PLACE < found:
                 soon = part.room[a + _PLACE]
                 for other in range(layers if winner[soon] >= 0 else 0):
-                    origin = _origin(base, slot, apart, soon, layer, other, seed[soon]) if other != layer else -1
+                    origin = _origin(slot, layout, apart, soon, layer, other, seed[soon]) if other != layer else -1
                     if origin >= 0:
                         fetch(winner, origin)
                         fetch(generation, origin)
             q = part.room[a]
             w = winner[q]
             for other in range(layers if w >= 0 else 0):
-                origin = _origin(base, slot, apart, q, layer, other, seed[q]) if other != layer else -1
+                origin = _origin(slot, layout, apart, q, layer, other, seed[q]) if other != layer else -1
                 if origin < 0:
                     continue
                 theirs = winner[origin]
@@ -627,7 +635,7 @@ def unlink(part: Part, frame: Frame, slots: Slots) -> None:
         for q in range(part.low[layer], part.high[layer]):
             for other in range(frame.network.shape[0] if seed[q] >= 0 else 0):
                 if other != layer:
-                    origin = _origin(frame.base, frame.slot, apart, q, layer, other, seed[q])
+                    origin = _origin(frame.slot, frame.layout, apart, q, layer, other, seed[q])
                     if origin >= 0 and to[q, _among(other, layer)] != generation[origin]:
                         apart[q, _among(other, layer)] = NOWHERE
 

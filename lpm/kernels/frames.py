@@ -94,7 +94,7 @@ def make_slots(slots: int, parameters: int, layers: int) -> Slots:
     linked = slots if layers > 1 else 0
     return Slots(
         weight=np.zeros((slots, parameters + 1)),
-        excess=np.zeros(slots),
+        excess=np.zeros(slots, dtype=np.float32),
         status=np.zeros(slots, dtype=np.uint8),
         first=np.full(slots, -1, dtype=np.int32),
         held=np.zeros(slots, dtype=np.uint8),
@@ -116,7 +116,7 @@ def clear_slots(slots: Slots) -> None:
 
 def make_frame(
     spec: Spec, ids: Ids, layers: Sequence[int], linear: Sequence[int]
-) -> tuple[Frame, list[NDArray[np.int32]]]:
+) -> tuple[Frame, list[NDArray[np.int32] | NDArray[np.int8]]]:
     """What does not change in a run: who is in which slot, and what each stage can do.
 
     Returns:
@@ -132,31 +132,34 @@ def make_frame(
     first_linear[list(linear)] = np.cumsum([0, *(networks[k].cells for k in linear)])[:-1]
 
     width = [1 if networks[k].members.mean() < 6 else 3 for k in layers] if layers else [1]
-    first_slot, alone_from, base = [0], [], []
-    columns: list[NDArray[np.int32] | None] = []
-    own = []
+    first_slot, alone_from = [0], []
+    slot: list[NDArray[np.int32] | NDArray[np.int8] | None] = []
+    layout = []
+    own: list[NDArray[np.int32] | NDArray[np.int8]] = []
     for place, k in enumerate(layers):
         network, begin = networks[k], first_slot[-1]
         assert isinstance(network, Groups)
         inside = begin + network.cells * width[place]
         alone = network.cell_of == 0 if network.outsiders else np.zeros(0, dtype=np.bool_)
         people = int(alone.sum()) if place == 0 else 0
-        if width[place] == 1 and not network.outsiders:
-            columns.append(network.cell_of)
-            base.append(begin)
+        turn = _turns(network, width[place], ids) if width[place] > 1 else None
+        if network.outsiders:
+            number = network.cell_of * np.int32(width[place]) + np.int32(begin)
+            if turn is not None:
+                number += turn
+            number[alone] = np.arange(inside, inside + people) if place == 0 else -1
+            slot += [number, None]
+            own.append(number)
+            layout.append((0, 1))
         else:
-            slot = network.cell_of * np.int32(width[place]) + np.int32(begin)
-            if width[place] > 1:
-                slot += _turns(network, width[place], ids)
-            slot[alone] = np.arange(inside, inside + people) if place == 0 else -1
-            own.append(slot)
-            columns.append(slot)
-            base.append(0)
+            slot += [network.cell_of, turn]
+            own += [] if turn is None else [turn]
+            layout.append((begin, width[place]))
         alone_from.append(inside)
         first_slot.append(inside + people)
     if not layers:
-        columns.append(None)
-        base.append(0)
+        slot += [None, None]
+        layout.append((0, 1))
         first_slot.append(agents)
         alone_from.append(0)
 
@@ -173,8 +176,8 @@ def make_frame(
     busy[[*spec.infection, *spec.exits]] = 1
     return Frame(
         cells=addresses_of(cells),
-        slot=addresses_of(columns),
-        base=np.array(base, dtype=np.int64),
+        slot=addresses_of(slot).reshape(-1, 2),
+        layout=np.array(layout, dtype=np.int64),
         classes=spec.class_of,
         first_id=np.uint64(ids.first),
         ids=ids.listed,
@@ -199,13 +202,13 @@ def make_frame(
     ), own
 
 
-def _turns(network: Groups, width: int, ids: Ids) -> NDArray[np.int32]:
+def _turns(network: Groups, width: int, ids: Ids) -> NDArray[np.int8]:
     """Which of its group's slots each agent takes: in turn, in the order of their ids [agents]."""
     agents = network.agents
     order = np.argsort(ids.listed, kind="stable") if ids.listed.size else np.arange(agents)
     begin = np.cumsum(network.members) - network.members
     rank = np.arange(agents) - np.repeat(begin, network.members)
-    turns = np.empty(agents, dtype=np.int32)
+    turns = np.empty(agents, dtype=np.int8)
     turns[order[np.argsort(network.cell_of[order], kind="stable")]] = rank % width
     return turns
 

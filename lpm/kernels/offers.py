@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.kernels.addresses import column, fetch, fetch_float_column, float_column
-from lpm.kernels.clusters import SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots, chance
+from lpm.kernels.clusters import SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots, chance, own_slot
 from lpm.kernels.cpu import _byte
 from lpm.kernels.decisions import hazard_of, one_minus_exp
 from lpm.philox import draw
@@ -27,7 +27,7 @@ def encode_layer(
     size: Floats,
     closed: bool,
     among: np.uint64,
-    excess: Floats,
+    excess: NDArray[np.float32],
     width: int,
     factor: float,
     unit: float,
@@ -134,7 +134,7 @@ def step(
     Returns:
         the end of what it wrote to `changed`.
     """
-    cells, slot, base_of, classes, ids = frame.cells, frame.slot, frame.base, frame.classes, frame.ids
+    cells, slot, layout, classes, ids = frame.cells, frame.slot, frame.layout, frame.classes, frame.ids
     network, layer_number, first_cell, first_slot = frame.network, frame.layer, frame.first_cell, frame.first_slot
     alone, first_linear, widths = frame.alone, frame.first_linear, frame.width
     infection_edge, infection_scale, exit_edge = frame.infection_edge, frame.infection_scale, frame.exit_edge
@@ -244,7 +244,7 @@ def step(
                             flip += 1
                 for layer in range(layers):
                     n = network[layer]
-                    if n < 0 or base_of[layer] + column(slot[layer], i) < 0:
+                    if n < 0 or own_slot(slot, layout, layer, i) < 0:
                         continue
                     cell = column(cells[n], i)
                     one = first_slot[layer] + cell * widths[layer]
@@ -302,7 +302,7 @@ def step(
                 changed[end] = i
                 end += 1
                 for layer in range(layers):
-                    q = base_of[layer] + column(slot[layer], i)
+                    q = own_slot(slot, layout, layer, i)
                     if q < 0:
                         continue
                     one, width = q, 1
