@@ -64,7 +64,7 @@ class Tape(NamedTuple):
     moved: Stages
     slot: Slots32
     kind: Stages
-    ratio: Floats
+    ratio: NDArray[np.float32]
     held: NDArray[np.uint8]
     member: Slots32
     stages: Stages
@@ -248,7 +248,7 @@ def _room_of_turns(room: int, listed: int, networks: int) -> tuple[NDArray[Any],
     return (
         np.empty(room, dtype=np.int32),
         np.empty(room, dtype=np.int8),
-        np.empty(room),
+        np.empty(room, dtype=np.float32),
         np.empty(room, dtype=np.uint8),
         np.empty(listed, dtype=np.int32),
         np.empty((listed, 2), dtype=np.int8),
@@ -317,7 +317,7 @@ def _turns(
     low: int,
     high: int,
     contests: int,
-    ratios: Floats,
+    ratios: NDArray[np.float32],
     stage: Stages,
     after: Stages,
     frame: Frame,
@@ -329,7 +329,7 @@ def _turns(
     alternative: Stages,
     slot: Slots32,
     kind: Stages,
-    ratio: Floats,
+    ratio: NDArray[np.float32],
     held: NDArray[np.uint8],
     listed: Slots32,
     stages: Stages,

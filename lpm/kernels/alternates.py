@@ -33,7 +33,7 @@ from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
 from lpm.kernels.addresses import addresses_of
 from lpm.kernels.cell_hazards import cell_hazards
-from lpm.kernels.clusters import LONGEST, Day, Frame, Outcome, Part, Slots
+from lpm.kernels.clusters import LONGEST, Day, Frame, Part, Slots
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.frames import (
     clear_slots,
@@ -41,6 +41,7 @@ from lpm.kernels.frames import (
     make_flips,
     make_frame,
     make_fresh,
+    make_outcome,
     make_parts,
     make_slots,
 )
@@ -231,6 +232,7 @@ class _Clusters:
         self.code = np.zeros(cells, dtype=np.uint8)
         self.moved = np.empty((sum(spec.networks[k].cells for k in self.linear), parameters + 1))
         self.flips = make_flips(agents, self.threads, self.frame.network.size)
+        self.outcomes = [make_outcome(part, parameters) for part in self.parts]
         self.fresh = make_fresh(agents * int(self.frame.width.sum()), self.threads, self.frame.network.size)
         strength = float(np.outer(self.frame.infection_scale, spec.susceptibility).max(initial=0.0))
         self.unit = _TOP / 254.0 / (strength or 1.0)
@@ -305,7 +307,7 @@ class _Clusters:
     def _settle(self, lane: int, stage: NDArray[np.int8], after: NDArray[np.int8], day: Day) -> None:
         """Old and new alternatives compete, and the winners are what the next step begins with."""
         frame, slots, flips, fresh = self.frame, self.slots[lane], self.flips, self.fresh
-        outcomes = self._make_room(lane)
+        self._make_room(lane)
         member, alternative, ends = self.member[lane], self.alternative[lane], self.ends[lane]
         runs = int(-(-np.diff(frame.first_slot) // frame.run).sum())
         flow = np.zeros((runs, *self.flow.shape[:2], self.parameters))
@@ -316,7 +318,7 @@ class _Clusters:
             """Each thread's slots add to their own stretch of the lists."""
             common = (stage, after, frame, day, slots, flips, fresh, *lists)
             jobs = [
-                partial(function, self.parts[t], *common, ends[t], outcomes[t], flow, count)
+                partial(function, self.parts[t], *common, ends[t], self.outcomes[t], flow, count)
                 for t in range(self.threads)
             ]
             ends[:] = share_out(jobs, self.threads)
@@ -327,7 +329,7 @@ class _Clusters:
         in_turn(evolution.evolve)
         if old is not None:
             self.tapes[lane] = adjoint.record(
-                stage, after, frame, day, slots, flips, fresh, old, *lists, self.parts, outcomes
+                stage, after, frame, day, slots, flips, fresh, old, *lists, self.parts, self.outcomes
             )
         in_turn(evolution.resolve)
         if slots.link.shape[1]:
@@ -337,8 +339,8 @@ class _Clusters:
         self.flow[:, :, lane] = flow.sum(axis=0)
         self.count[:, :, lane] += count.sum(axis=0)
 
-    def _make_room(self, lane: int) -> list[Outcome]:
-        """Room for all that the offers of this step may add to the lists; returns that for how each thread's end."""
+    def _make_room(self, lane: int) -> None:
+        """Room for all that the offers of this step may add to the lists."""
         slots, layers = self.slots[lane], self.frame.network.size
         grown = found = 0
         for low, high in self.fresh.span:
@@ -348,30 +350,17 @@ class _Clusters:
         need = grown + min(offered, slots.held.size)
         if (self.ends[lane] + need > self.limits[lane]).any():
             held = _held(slots, self.parts)
-            begins = np.cumsum([0, *(number + 3 * need + 1024 for number in held)])
-            member = np.empty(int(begins[-1]), dtype=np.int32)
-            alternative = np.empty(int(begins[-1]), dtype=np.int8)
-            for t, part in enumerate(self.parts):
-                self.ends[lane][t] = evolution.pack(
-                    part,
-                    slots,
-                    self.member[lane],
-                    self.alternative[lane],
-                    member,
-                    alternative,
-                    begins[t],
-                )
+            begins = np.cumsum([0, *(number + number // 4 + need + 1024 for number in held)])
             self.limits[lane] = begins[1:]
-            self.member[lane], self.alternative[lane] = member, alternative
-        room = min(offered, slots.held.size)
-        return [
-            Outcome(
-                np.empty(room),
-                np.zeros(layers, dtype=np.int64),
-                np.empty((min(layers * found, room), self.parameters + 1)),
-            )
-            for _ in range(self.threads)
-        ]
+            # One array after the other, so that only one is there twice.
+            for lists, last in ((self.alternative, False), (self.member, True)):
+                to = np.empty(int(begins[-1]), dtype=lists[lane].dtype)
+                jobs = [
+                    partial(evolution.pack, part, slots, lists[lane], to, int(begin), last)
+                    for part, begin in zip(self.parts, begins, strict=False)
+                ]
+                self.ends[lane][:] = share_out(jobs, self.threads)
+                lists[lane] = to
 
     def advance(
         self,

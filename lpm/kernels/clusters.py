@@ -219,18 +219,18 @@ class Flips(NamedTuple):
         agent: who [flips].
         stage: where they would be now [flips].
         branch: −1 for an infection, else which exit [flips].
-        size: |reference weight| [flips].
-        factor: of the derivatives of the hazard (infections) [flips].
-        following: the offer before it to the agent's slot of a layer, or −1 [layers, flips].
-        chosen: random word of its race there [layers, flips].
+        size: |reference weight|, by which it competes [flips].
+        factor: of the derivatives of the hazard (infections); the stage left (exits) [flips].
+        following: the offer before it to the agent's slot of a layer, or −1 [flips, layers].
+        chosen: random word of its race there [flips, layers].
         span: begin and end of those that each thread found [threads, 2].
     """
 
     agent: NDArray[np.int32]
     stage: NDArray[np.int8]
     branch: NDArray[np.int8]
-    size: Floats
-    factor: Floats
+    size: NDArray[np.float32]
+    factor: NDArray[np.float32]
     following: NDArray[np.int32]
     chosen: NDArray[np.uint32]
     span: Ints
@@ -243,8 +243,8 @@ class Fresh(NamedTuple):
         agent: who [fresh].
         slot: where [fresh].
         stage: the alternative one [fresh].
-        following: the offer before it to the agent's slot of a layer, or −1; in the layer of `slot`, to that [layers,
-            fresh].
+        following: the offer before it to the agent's slot of a layer, or −1; in the layer of `slot`, to that [fresh,
+            layers].
         span: begin and end of those that each thread found [threads, 2].
 
     Among the offers to a slot they are numbered after the room for flips.
@@ -282,7 +282,7 @@ class Outcome(NamedTuple):
         imports: weights of imported alternatives, as they begin [imports, P + 1].
     """
 
-    ratio: Floats
+    ratio: NDArray[np.float32]
     begin: Ints
     imports: Floats
 

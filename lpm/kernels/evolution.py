@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
@@ -145,8 +147,8 @@ def offer(part: Part, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh:
                 if identity >> np.uint64(2) != block:
                     block = identity >> np.uint64(2)
                     words = _block(block, counter, address)
-                word[layer, k] = _of_block(words, identity)
-                before[layer, k] = winner[q]
+                word[k, layer] = _of_block(words, identity)
+                before[k, layer] = winner[q]
                 winner[q] = k
                 status[q] |= TOUCHED
     newcomer, where, following, direct = fresh.agent, fresh.slot, fresh.following, agent.shape[0]
@@ -158,7 +160,7 @@ def offer(part: Part, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh:
             for layer in range(layers):
                 q = origin if layer == home else own_slot(slot, layout, layer, i)
                 if q >= low[layer] and q < high[layer] and (lasts or layer == home):
-                    following[layer, k] = winner[q]
+                    following[k, layer] = winner[q]
                     winner[q] = direct + k
                     status[q] |= TOUCHED
 
@@ -178,17 +180,17 @@ def _fetch_list(q: int, slots: Slots, member: NDArray[np.int32], alternative: ND
 
 
 @nb.njit(**BARE, inline="always")
-def _fetch_offer(layer: int, one: int, flips: Flips, fresh: Fresh) -> None:
+def _fetch_offer(one: int, flips: Flips, fresh: Fresh) -> None:
     """Ask for an offer to a slot, if there is one."""
     direct = flips.agent.shape[0]
     if one >= direct:
         fetch(fresh.agent, one - direct)
         fetch(fresh.slot, one - direct)
-        fetch(fresh.following, layer * fresh.agent.shape[0] + one - direct)
+        fetch(fresh.following, (one - direct) * fresh.following.shape[1])
     elif one >= 0:
         fetch(flips.size, one)
-        fetch(flips.chosen, layer * direct + one)
-        fetch(flips.following, layer * direct + one)
+        fetch(flips.chosen, one * flips.chosen.shape[1])
+        fetch(flips.following, one * flips.chosen.shape[1])
 
 
 @nb.njit(**BARE, inline="always")
@@ -298,7 +300,7 @@ def evolve(
                 soon = part.room[a + _LIST]
                 _fetch_reference(soon, weight)
                 _fetch_list(soon, slots, member, alternative)
-                _fetch_offer(layer, winner[soon], flips, fresh)
+                _fetch_offer(winner[soon], flips, fresh)
             if a + _PEOPLE < found:
                 soon = part.room[a + _PEOPLE]
                 for m in range(first[soon], first[soon] + held[soon]):
@@ -379,11 +381,11 @@ def evolve(
                 large = 0.0
                 if one < direct:
                     large = size[one]
-                    key = key_of(word[layer, one], large)
-                    earlier = before[layer, one]
+                    key = key_of(word[one, layer], large)
+                    earlier = before[one, layer]
                 else:
                     f = one - direct
-                    i, origin, earlier = newcomer[f], where[f], following[layer, f]
+                    i, origin, earlier = newcomer[f], where[f], following[f, layer]
                     if origin == q:
                         if not moved:
                             # The list grows: it moves to where there is room.
@@ -426,15 +428,13 @@ def evolve(
                 variate = _OLD_VARIATES + layer * 64 + (q - first_slot[layer]) % width[layer]
                 if race(_identity(first_id, ids, smallest), address, variate, large) < best:
                     w = HELD
-            if w >= direct:
-                origin = where[w - direct]
-                large = abs(weight[origin, last])
-                for x in range(last + 1):
-                    imports[taken, x] = weight[origin, x] * (total / large)
-                taken += 1
-            elif w >= 0:
-                large = size[w]
+            large = size[w] if 0 <= w < direct else abs(weight[q if w == HELD else where[w - direct], last])
+            # What is kept of it, so that the way back has the same.
             ratios[contests] = total / large
+            if w >= direct:
+                for x in range(last + 1):
+                    imports[taken, x] = weight[where[w - direct], x] * ratios[contests]
+                taken += 1
             contests += 1
             winner[q] = w
     return used
@@ -685,26 +685,24 @@ def survey(
 
 
 @nb.njit(**BARE)
-def pack(
-    part: Part,
-    slots: Slots,
-    member: NDArray[np.int32],
-    alternative: NDArray[np.int8],
-    to_member: NDArray[np.int32],
-    to_alternative: NDArray[np.int8],
-    begin: int,
-) -> int:
-    """Copy the lists of slots close together, from `begin` on; returns their end."""
+def pack(part: Part, slots: Slots, values: NDArray[Any], to: NDArray[Any], begin: int, last: bool) -> int:
+    """Copy one of the arrays of the lists of slots close together; returns the end.
+
+    Args:
+        part: whose lists.
+        slots: their `first` follows with the last of the arrays.
+        values: of the lists.
+        to: receives them.
+        begin: from where on.
+        last: whether no other array is still where it was.
+    """
     first, held = slots.first, slots.held
     for layer in range(part.low.shape[0]):
         for q in range(part.low[layer], part.high[layer]):
-            if held[q] == 0:
-                first[q] = -1
-                continue
             for m in range(held[q]):
-                to_member[begin + m] = member[first[q] + m]
-                to_alternative[begin + m] = alternative[first[q] + m]
-            first[q] = begin
+                to[begin + m] = values[first[q] + m]
+            if last:
+                first[q] = begin if held[q] > 0 else -1
             begin += held[q]
     return begin
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lpm.kernels import clusters
 from lpm.kernels.addresses import addresses_of
-from lpm.kernels.clusters import Flips, Frame, Fresh, Part, Slots
+from lpm.kernels.clusters import Flips, Frame, Fresh, Outcome, Part, Slots
 from lpm.kernels.spec import Spec
 from lpm.networks import Edges, Groups, Network
 from lpm.rng import Ids
@@ -24,6 +24,7 @@ __all__ = [
     "make_flips",
     "make_frame",
     "make_fresh",
+    "make_outcome",
     "make_parts",
     "make_slots",
 ]
@@ -70,10 +71,10 @@ def make_flips(room: int, threads: int, layers: int) -> Flips:
         np.empty(room, dtype=np.int32),
         np.empty(room, dtype=np.int8),
         np.empty(room, dtype=np.int8),
-        np.empty(room),
-        np.empty(room),
-        np.empty((layers, room), dtype=np.int32),
-        np.empty((layers, room), dtype=np.uint32),
+        np.empty(room, dtype=np.float32),
+        np.empty(room, dtype=np.float32),
+        np.empty((room, layers), dtype=np.int32),
+        np.empty((room, layers), dtype=np.uint32),
         np.zeros((threads, 2), dtype=np.int64),
     )
 
@@ -84,8 +85,18 @@ def make_fresh(room: int, threads: int, layers: int) -> Fresh:
         np.empty(room, dtype=np.int32),
         np.empty(room, dtype=np.int32),
         np.empty(room, dtype=np.int8),
-        np.empty((layers, room), dtype=np.int32),
+        np.empty((room, layers), dtype=np.int32),
         np.zeros((threads, 2), dtype=np.int64),
+    )
+
+
+def make_outcome(part: Part, parameters: int) -> Outcome:
+    """Room for how the slots of a thread are competed for."""
+    slots = int((part.high - part.low).sum())
+    return Outcome(
+        np.empty(slots, dtype=np.float32),
+        np.zeros(part.low.size, dtype=np.int64),
+        np.empty((slots, parameters + 1)),
     )
 
 
