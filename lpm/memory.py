@@ -12,7 +12,7 @@ BYTES_PER_AGENT = 40
 """What an agent of the leanest model takes, its making included; attributes, classes and more draws come on top."""
 
 
-ALTERNATES_BYTES_PER_AGENT = {"forward": 100, "reverse": 300, "torch": 1_500}
+ALTERNATES_BYTES_PER_AGENT = {"forward": 50, "reverse": 280, "torch": 1_500}
 """What the alternatives of one draw take besides, by mode, at least: with a layer of households and few parameters; in
 torch for protocols of other kinds."""
 
