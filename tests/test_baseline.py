@@ -55,5 +55,5 @@ def test_alternatives_that_do_not_fit_are_refused_before_work(monkeypatch):
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 24_000}))
     asked = {"estimator": "alternates", "steps": 1, "seed": 1, "cotangent": np.ones_like}
     evaluate(model, np.array([[0.1, 0.2]] * 2), mode="forward", **asked)
-    with pytest.raises(InputError, match=r"100 agents .* for the gradient alternates \(300 bytes each\)"):
+    with pytest.raises(InputError, match=r"100 agents .* for the gradient alternates \(280 bytes each\)"):
         evaluate(model, np.array([[0.1, 0.2]]), mode="reverse", **asked)
