@@ -63,6 +63,43 @@ def disease() -> lpm.Contagion:
     )
 
 
+def neighbours(agents: int = 600, *, order: np.ndarray | None = None) -> lpm.Model:
+    """Households, clubs that some are in, a sparse graph and a city; like `town` in any order of agents."""
+    rng = np.random.default_rng(11)
+    household, club = np.sort(rng.integers(0, agents // 3, agents)), rng.integers(-1, agents // 20, agents)
+    age = rng.integers(0, 2, agents)
+    pairs = rng.integers(0, agents, (2 * agents, 2))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    order = np.arange(agents) if order is None else order
+    place = np.argsort(order)
+    people = lpm.Population(
+        agents, ids=order.astype(np.uint64), attributes={"household": household[order], "age": age[order]}
+    )
+    sirs = lpm.Contagion(
+        stages="S I R",
+        infection="S -> I",
+        infectious={"I": 1.0},
+        classes="age",
+        susceptibility=[0.8, 1.2],
+        over={"household": BETA_HOME, "club": BETA_CITY * 0.2, "graph": BETA_CITY * 0.4, "everybody": BETA_CITY * 0.3},
+        progression={"I -> R": GAMMA, "R -> S": 0.05},
+        initial={"I": INITIAL},
+        name="sirs",
+    )
+    return lpm.Model(
+        people,
+        networks=[
+            people.households,
+            lpm.Groups("club", of=club[order]),
+            lpm.Edges("graph", place[pairs], agents_in_all=agents),
+            lpm.Groups("everybody", of=np.zeros(agents, dtype=int), layer=False),
+        ],
+        protocols=[sirs],
+        outputs={"infections": lpm.flow("S -> I"), "ill": lpm.count("I")},
+        class_counts={"age": 2},
+    )
+
+
 def random_graph(agents: int, degree: int, seed: int) -> lpm.Model:
     """Daily SIR on a random graph, 25 seeds: the dense case of the gradient tests."""
     rng = np.random.default_rng(seed)

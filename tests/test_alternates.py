@@ -14,7 +14,7 @@ from lpm.kernels.alternates import _Clusters
 from lpm.kernels.clusters import SELDOM, SMALLEST, chance
 from lpm.simulation import run
 from tests import models
-from tests.test_gradients import _fraction, _households, _published, _slopes
+from tests.test_gradients import KNOWN, _fraction, _households, _published, _slopes
 
 
 def _theta(model: lpm.Model, *changes: dict[str, float]) -> np.ndarray:
@@ -34,10 +34,11 @@ def test_alternates_leave_the_trajectory_alone_and_lanes_apart():
         np.testing.assert_allclose(alone.tangents[:, :, 0], found.tangents[:, :, k], rtol=1e-7, atol=1e-7)
 
 
-def test_the_order_of_agents_does_not_matter():
+@pytest.mark.parametrize("make", [models.town, models.neighbours])
+def test_the_order_of_agents_does_not_matter(make):
     order = np.random.default_rng(5).permutation(400)
     rows = []
-    for model in (models.town(400), models.town(400, order=order)):
+    for model in (make(400), make(400, order=order)):
         rows.append(run(model, _theta(model), steps=20, seed=3, derivative="alternates").tangents)
     np.testing.assert_allclose(*rows, rtol=1e-7, atol=1e-7)
 
@@ -95,6 +96,48 @@ def test_branches_sub_stages_drawn_starts_and_thinned_outputs():
     assert np.abs(z).max() < 6, z
     # And they can fail: most are known to better than a fifth.
     assert np.median(np.abs(error / differences.mean(0))) < 0.2
+
+
+def test_a_difference_infects_a_neighbour_once_and_not_the_one_it_came_from():
+    """Pairs of people: what one more case at the start leads to is known."""
+    couples, days, hazard, recovery = 4_000, 40, 0.3, 0.2
+    pairs = np.arange(2 * couples).reshape(-1, 2)
+    sir = lpm.Contagion(
+        stages="S I R",
+        infection="S -> I",
+        infectious={"I": 1.0},
+        over={"couple": hazard},
+        progression={"I -> R": recovery},
+        initial={"I": models.INITIAL},
+    )
+    outputs = {"infections": lpm.flow("S -> I")}
+    model = lpm.Model(lpm.Population(2 * couples), [lpm.Edges("couple", pairs)], [sir], outputs=outputs)
+    share = 0.02
+    escape, stays = np.exp(-hazard), np.exp(-recovery)
+    partner = (1 - escape) / (1 - escape * stays)  # if only one of them begins infected
+    exact = 2 * couples * partner * (1 - 2 * share)
+    rows = [
+        evaluate(model, np.array([[share]]), estimator="alternates", steps=days, seed=seed).derivative[:, 0, 0].sum()
+        for seed in range(40)
+    ]
+    error = np.std(rows, ddof=1) / np.sqrt(len(rows))
+    assert error < 0.02 * exact
+    assert abs(np.mean(rows) - exact) < 4 * error, (np.mean(rows), exact, error)
+
+
+def test_they_are_right_on_a_dense_random_graph():
+    known = json.loads((KNOWN / "random_graph_gradient.json").read_text())
+    model = models.random_graph(known["agents"], known["mean_degree"], known["graph_seed"])
+    theta = _theta(model, known["theta"])
+    rows = [
+        np.cumsum(
+            evaluate(model, theta, estimator="alternates", steps=known["days"], seed=seed).derivative[:, 0, 0], axis=0
+        )
+        for seed in range(120)
+    ]
+    reference = np.array(known["gradient"])
+    distance = np.abs(np.mean(rows, axis=0) - reference).sum(0) / np.abs(reference).sum(0)
+    assert (distance <= 0.10).all(), distance
 
 
 @pytest.mark.parametrize("name", ["homecity", "work10c"])

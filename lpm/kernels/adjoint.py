@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpm.kernels.addresses import Addresses, column
-from lpm.kernels.clusters import BARE, GONE, HELD, OLD, Day, Flips, Frame, Fresh, Outcome, Part, Slots, layer_of
+from lpm.kernels.clusters import BARE, GONE, HELD, OLD, Day, Flips, Frame, Fresh, Outcome, Part, Sent, Slots, layer_of
 from lpm.kernels.cpu import share_out
 from lpm.kernels.evolution import uncounted_seed
+from lpm.kernels.frames import make_sent
 
-__all__ = ["Before", "Cotangents", "Tape", "before", "gather_edges", "pull", "record", "shifts"]
+__all__ = ["Before", "Cotangents", "Tape", "before", "gather_edges", "pull", "pull_sent", "record", "shifts"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -57,6 +58,7 @@ class Tape(NamedTuple):
         pressure: what the agent felt in each network (infections) [flips, networks].
         factor: hazard per unit of pressure [networks].
         reference: reference weight of a flip of an exit [stages, branches, classes].
+        sent: what seeds added to sums over edges.
     """
 
     moved_slot: Slots32
@@ -76,6 +78,12 @@ class Tape(NamedTuple):
     pressure: Floats
     factor: Floats
     reference: Floats
+    sent: Sent
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes."""
+        return sum(array.nbytes for array in (*self[:-1], *self.sent))
 
 
 class Cotangents(NamedTuple):
@@ -187,6 +195,7 @@ def record(
     alternative: Stages,
     parts: Sequence[Part],
     outcomes: Sequence[Outcome],
+    sent: Sequence[Sent],
 ) -> Tape:
     """Write down a step, once all alternatives have stepped and competed and before any weight changes.
 
@@ -203,6 +212,7 @@ def record(
         alternative: where they are.
         parts: the slots of each thread.
         outcomes: how those were competed for.
+        sent: what seeds added to the sums over each graph's edges.
     """
     threads, layers = len(parts), frame.network.size
     move_cuts = np.linspace(0, old.slot.size, threads + 1).astype(np.int64)
@@ -232,9 +242,10 @@ def record(
     ends = [used[:threads], *([each[k] for each in used[threads:]] for k in range(4))]
     # How long each of the arrays of turns is: as the turns, the lists, the imports or the flips.
     lengths = (1, 1, 1, 1, 2, 2, 3, 4, 4, 4, 4, 4)
-    arrays = [joined(moves, field, ends[0]) for field in range(3)]
+    arrays: list[Any] = [joined(moves, field, ends[0]) for field in range(3)]
     arrays += [joined(turns, field, ends[length]) for field, length in enumerate(lengths)]
     arrays += [day.factor.copy(), day.exit_weight[..., -1].copy()]
+    arrays.append(Sent(*(np.concatenate(column) for column in zip(make_sent(0), *sent, strict=True))))
     return Tape(*arrays)
 
 
@@ -571,6 +582,32 @@ def _pull_moves(low: int, high: int, frame: Frame, shift: Ints, tape: Tape, back
 def shifts(frame: Frame) -> Ints:
     """From a network's cells to rows of linear networks; see `pull` [networks]."""
     return np.where(frame.layer < 0, frame.first_linear, _LAYER)
+
+
+@nb.njit(**BARE)
+def pull_sent(
+    n: int, infectivity: Floats, offsets: Ints, readers: Ints, returned: Floats, sent: Sent, to: Floats
+) -> None:
+    """What seeds add to the sums over edges of network n less than their whole difference, which `reach` counts.
+
+    Args:
+        n: number of the network.
+        infectivity: in it [stages].
+        offsets: where the readers of each agent begin [agents + 1].
+        readers: [edges].
+        returned: cotangents of the readers' sums [agents, B].
+        sent: of the step.
+        to: cotangents of the slots' weights before it [slots, B].
+    """
+    for k in range(sent.slot.shape[0]):
+        if sent.network[k] == n:
+            i, q = sent.agent[k], sent.slot[k]
+            more = infectivity[sent.stages[k, 0]] - infectivity[sent.stages[k, 1]]
+            for e in range(offsets[i], offsets[i + 1]):
+                reader = readers[e]
+                part = (0.0 if reader == sent.via[k] else sent.part[k]) - 1.0
+                for b in range(to.shape[1]):
+                    to[q, b] += more * part * returned[reader, b]
 
 
 @nb.njit(**BARE)

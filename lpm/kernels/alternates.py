@@ -33,16 +33,18 @@ from lpm.errors import InputError
 from lpm.kernels import adjoint, clusters, evolution, offers
 from lpm.kernels.addresses import addresses_of
 from lpm.kernels.cell_hazards import cell_hazards
-from lpm.kernels.clusters import LONGEST, Day, Frame, Part, Slots
+from lpm.kernels.clusters import LONGEST, Day, Frame, Part, Sent, Slots
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.frames import (
     clear_slots,
+    first_of,
     make_among,
     make_flips,
     make_frame,
     make_fresh,
     make_outcome,
     make_parts,
+    make_sent,
     make_slots,
 )
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
@@ -60,8 +62,8 @@ LARGEST = 100
 _KEPT = ("weight", "excess", "status")
 """What a slot that holds somebody takes into the next step, besides its list."""
 
-_LINKED = ("seed", "imported", "apart")
-"""What it takes with it where there are several layers."""
+_LINKED = ("seed", "imported", "apart", "via", "left")
+"""What it takes with it where there are several layers or edges."""
 
 _IN_CELLS = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
@@ -213,11 +215,12 @@ class _Clusters:
         self.linear = [k for k in range(len(spec.networks)) if k not in layers]
         self.frame, self._columns = make_frame(spec, ids, layers, self.linear)
         agents, slots = spec.agents, int(self.frame.first_slot[-1])
+        count, graphs = self.frame.network.size, int(np.count_nonzero(self.frame.graph >= 0))
         self.threads = workers(agents)
         self.parts = make_parts(self.frame, self.threads)
         stretches = np.concatenate([part.stretch for part in self.parts])
         self.stretches = stretches[np.argsort(stretches[:, 2])]
-        self.slots = [make_slots(slots, parameters, self.frame.network.size) for _ in range(lanes)]
+        self.slots = [make_slots(slots, parameters, count, graphs) for _ in range(lanes)]
         # Lists of who differs; each thread's slots have a stretch of their own, used so far up to `ends`.
         self.member = [np.empty(0, dtype=np.int32) for _ in range(lanes)]
         self.alternative = [np.empty(0, dtype=np.int8) for _ in range(lanes)]
@@ -231,13 +234,18 @@ class _Clusters:
         self.pressure = np.zeros(cells)
         self.code = np.zeros(cells, dtype=np.uint8)
         self.moved = np.empty((sum(spec.networks[k].cells for k in self.linear), parameters + 1))
-        self.flips = make_flips(agents, self.threads, self.frame.network.size)
+        self.flips = make_flips(agents, self.threads, count, graphs)
         self.outcomes = [make_outcome(part, parameters) for part in self.parts]
-        self.fresh = make_fresh(agents * int(self.frame.width.sum()), self.threads, self.frame.network.size)
+        self.fresh = make_fresh(agents * int(self.frame.width.sum()), self.threads, count)
         strength = float(np.outer(self.frame.infection_scale, spec.susceptibility).max(initial=0.0))
         self.unit = _TOP / 254.0 / (strength or 1.0)
         self._divisors: list[NDArray[np.float64] | None] = []
         self.among = np.zeros(len(spec.networks), dtype=np.uint64)
+        # Over edges: what each agent's differences add to a sum, and what of it the way back must know.
+        self.sent = np.zeros((graphs, agents if graphs else 0))
+        self.kept: dict[int, Sent] = {}
+        people = np.bincount(spec.class_of, minlength=spec.class_count) if spec.class_of.size else np.ones(1)
+        self.susceptible = float(np.average(spec.susceptibility, weights=people))
         self._left: dict[int, tuple[Any, Any, Any]] = {}
 
     def start(
@@ -296,6 +304,7 @@ class _Clusters:
             np.zeros(0),
             np.zeros((0, self.parameters)),
             np.zeros((0, self.parameters + 1)),
+            self.sent,
             nothing,
             nothing,
             weight,
@@ -328,9 +337,9 @@ class _Clusters:
         share_out([partial(evolution.offer, part, *offered) for part in self.parts], self.threads)
         in_turn(evolution.evolve)
         if old is not None:
-            self.tapes[lane] = adjoint.record(
-                stage, after, frame, day, slots, flips, fresh, old, *lists, self.parts, self.outcomes
-            )
+            sent = [self.kept[k] for k in sorted(self.kept)]
+            found = (old, *lists, self.parts, self.outcomes, sent)
+            self.tapes[lane] = adjoint.record(stage, after, frame, day, slots, flips, fresh, *found)
         in_turn(evolution.resolve)
         if slots.link.shape[1]:
             share_out([partial(evolution.link, part, frame, slots, flips, fresh) for part in self.parts], self.threads)
@@ -435,6 +444,7 @@ class _Clusters:
             self._divisors = [make_among(network, tables.sizes[network.name]) for network in spec.networks]
             self.among = addresses_of(self._divisors)
         jobs: list[Callable[[], Any]] = []
+        self.sent[:], self.kept = 0.0, {}
 
         def encode(k: int, place: Network, people: NDArray[np.float64] | None, here: slice) -> None:
             """A linear network: the derivatives of its sums, and what they make of its hazard."""
@@ -445,7 +455,7 @@ class _Clusters:
             if place.shared:
                 rows[:] = slopes.sums[place.name][:, lane]
             else:
-                self._sum(lane, k, stage, rows)
+                self._sum(lane, k, stage, factor[k], rows)
             cell_hazards(place, rows, people, factor[k] * one, rows)
             offers.encode_linear(self.pressure[here], factor[k], rows, self.unit, self.code[here])
 
@@ -493,6 +503,7 @@ class _Clusters:
             factor,
             factor_dot,
             self.moved,
+            self.sent,
             exits,
             window,
             weight,
@@ -537,22 +548,38 @@ class _Clusters:
         return exits, window, weight
 
     def sums(self, network: int, stage: NDArray[np.int8]) -> NDArray[np.float64]:
-        """Tangents and reference of the infectivity sums [cells, lanes, P + 1]."""
+        """Tangents and reference of the infectivity sums of a shared network [cells, lanes, P + 1]."""
         columns = []
         for lane in range(len(self.slots)):
-            now = np.ascontiguousarray(stage[:, lane])
             total = np.empty((self.spec.networks[network].cells, self.parameters + 1))
-            self._sum(lane, network, now, total)
+            self._sum(lane, network, np.ascontiguousarray(stage[:, lane]), 0.0, total)
             columns.append(total)
         return np.stack(columns, axis=1)
 
-    def _sum(self, lane: int, network: int, stage: NDArray[np.int8], total: NDArray[np.float64]) -> None:
+    def _sum(self, lane: int, network: int, stage: NDArray[np.int8], factor: float, total: NDArray[np.float64]) -> None:
         """`sums` of one lane, into `total` [cells, P + 1]."""
         total[:] = 0.0
-        place = self.spec.networks[network]
+        place, slots = self.spec.networks[network], self.slots[lane]
+        along = isinstance(place, Edges)
         readers = place.readers_by_source if isinstance(place, Edges) else _IN_CELLS
+        kept = make_sent(slots.held.size if along and self.taped else 0)
         lists, room = (self.member[lane], self.alternative[lane]), np.empty(LONGEST + 1, dtype=np.int32)
-        evolution.scatter(stage, self.frame, self.slots[lane], *lists, self.stretches, room, network, *readers, total)
+        entries = evolution.scatter(
+            stage,
+            self.frame,
+            slots,
+            *lists,
+            self.stretches,
+            room,
+            network,
+            *readers,
+            factor * self.susceptible,
+            self.sent,
+            kept,
+            total,
+        )
+        if along:
+            self.kept[network] = first_of(kept, entries)
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """All that the next step needs, by name: of slots that hold somebody, compactly."""
@@ -571,7 +598,7 @@ class _Clusters:
             if slots.link.size:
                 for part in self.parts:
                     evolution.unlink(part, self.frame, slots)
-                parts |= {name: getattr(slots, name)[slot] for name in _LINKED}
+            parts |= {name: getattr(slots, name)[slot] for name in _LINKED if getattr(slots, name).size}
             found |= {f"{lane}:{name}": array for name, array in parts.items()}
         return found
 
@@ -582,8 +609,9 @@ class _Clusters:
             slot, held = found[f"{lane}:slot"], found[f"{lane}:held"]
             slots.held[slot] = held
             slots.first[slot] = np.cumsum(held, dtype=np.int64) - held
-            for name in (*_KEPT, *(_LINKED if slots.link.size else ())):
-                getattr(slots, name)[slot] = found[f"{lane}:{name}"]
+            for name in (*_KEPT, *_LINKED):
+                if getattr(slots, name).size:
+                    getattr(slots, name)[slot] = found[f"{lane}:{name}"]
             self.member[lane] = found[f"{lane}:member"].copy()
             self.alternative[lane] = found[f"{lane}:alternative"].copy()
             # Whoever goes on may have other threads: the lists are copied before anything is added.

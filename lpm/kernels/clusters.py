@@ -51,6 +51,7 @@ __all__ = [
     "Ints",
     "Outcome",
     "Part",
+    "Sent",
     "Slots",
     "active",
     "chance",
@@ -105,6 +106,8 @@ class Frame(NamedTuple):
         first_slot: where a layer's slots begin [layers + 1].
         alone: where the slots of people outside all groups of a layer begin [layers].
         run: slots of a run of each layer [layers].
+        graph: the number of each network among those of edges (graphs), or −1 [networks].
+        sources: columns: over edges, where those whom each agent reads begin, and who they are [networks, 2].
         first_linear: where a linear network's cells begin among those of linear networks [networks].
         width: slots per group [layers].
         infectivity: [networks, stages].
@@ -131,6 +134,8 @@ class Frame(NamedTuple):
     first_slot: Ints
     alone: Ints
     run: Ints
+    graph: Ints
+    sources: Addresses
     first_linear: Ints
     width: Ints
     infectivity: Floats
@@ -158,6 +163,7 @@ class Day(NamedTuple):
         factor: hazard per unit of pressure [networks].
         factor_dot: its derivatives [networks, P].
         linear: derivatives and reference (last) of the hazard in cells of linear networks [linear cells, P + 1].
+        sent: reference of what each agent's differences add to each sum over edges [graphs, agents].
         exit: thresholds [stages, branches, classes].
         window: ends of the windows in which a flip is offered [stages, branches, classes].
         exit_weight: derivatives and reference (last) of a flip [stages, branches, classes, P + 1].
@@ -172,6 +178,7 @@ class Day(NamedTuple):
     factor: Floats
     factor_dot: Floats
     linear: Floats
+    sent: Floats
     exit: Ints
     window: Ints
     exit_weight: Floats
@@ -189,14 +196,20 @@ class Slots(NamedTuple):
         held: how many they are; 0 for an empty slot [slots].
         winner: the last offer to the slot, from which a chain leads through all; then, who has it [slots].
 
-    Only if there are several layers, else empty:
+    Only if there are several layers or edges, else empty:
         seed: the agent it began with, or −1 [slots].
         imported: whether the seed came from another layer [slots].
+
+    Only if there are several layers, else empty:
         generation: grows when the alternative is replaced; a link would have to last through 65,536 of them to be
             taken for another [slots].
         apart: how far from the seed's own slot the one in which it differs too lies, in each other layer, or `NOWHERE`
             [slots, layers − 1].
         link: that slot's generation then [slots, layers − 1].
+
+    Only if there are edges, else empty:
+        via: whose differences over edges the seed's began with, or −1 [slots].
+        left: the part of the neighbours whom the seed has not infected yet, over each graph's edges [slots, graphs].
     """
 
     weight: Floats
@@ -210,6 +223,8 @@ class Slots(NamedTuple):
     generation: NDArray[np.uint16]
     apart: NDArray[np.int8]
     link: NDArray[np.uint16]
+    via: NDArray[np.int32]
+    left: NDArray[np.float32]
 
 
 class Flips(NamedTuple):
@@ -221,6 +236,7 @@ class Flips(NamedTuple):
         branch: −1 for an infection, else which exit [flips].
         size: |reference weight|, by which it competes [flips].
         factor: of the derivatives of the hazard (infections); the stage left (exits) [flips].
+        via: whose differences over edges it is due to, or −1; empty without edges [flips].
         following: the offer before it to the agent's slot of a layer, or −1 [flips, layers].
         chosen: random word of its race there [flips, layers].
         span: begin and end of those that each thread found [threads, 2].
@@ -231,6 +247,7 @@ class Flips(NamedTuple):
     branch: NDArray[np.int8]
     size: NDArray[np.float32]
     factor: NDArray[np.float32]
+    via: NDArray[np.int32]
     following: NDArray[np.int32]
     chosen: NDArray[np.uint32]
     span: Ints
@@ -285,6 +302,26 @@ class Outcome(NamedTuple):
     ratio: NDArray[np.float32]
     begin: Ints
     imports: Floats
+
+
+class Sent(NamedTuple):
+    """What seeds add to sums over edges, which is not their whole difference: for the way back.
+
+    Attributes:
+        network: number of the network [sent].
+        slot: where [sent].
+        agent: the seed [sent].
+        via: who does not hear of it, or −1 [sent].
+        stages: in the alternative and in truth [sent, 2].
+        part: how much of the difference the others hear of [sent].
+    """
+
+    network: NDArray[np.int8]
+    slot: NDArray[np.int32]
+    agent: NDArray[np.int32]
+    via: NDArray[np.int32]
+    stages: NDArray[np.int8]
+    part: NDArray[np.float32]
 
 
 BARE = {"nogil": True, "cache": True, "_nrt": False}

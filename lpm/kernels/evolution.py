@@ -27,6 +27,7 @@ from lpm.kernels.clusters import (
     Ints,
     Outcome,
     Part,
+    Sent,
     Slots,
     active,
     key_of,
@@ -477,6 +478,7 @@ def resolve(
     first, held, weight, excess = slots.first, slots.held, slots.weight, slots.excess
     seed, imported, generation, apart = slots.seed, slots.imported, slots.generation, slots.apart
     winner, status, ratios, imports = slots.winner, slots.status, outcome.ratio, outcome.imports
+    via, left, seeded = slots.via, slots.left, seed.shape[0] > 0
     many, others, direct = classes.shape[0] > 0, apart.shape[1], flips.agent.shape[0]
     contests, taken = 0, 0
     for s in range(part.stretch.shape[0]):
@@ -521,6 +523,7 @@ def resolve(
                 continue
             if others > 0:
                 generation[q] += 1
+            if seeded:
                 seed[q] = -1
             if w == GONE:
                 held[q] = 0
@@ -572,8 +575,13 @@ def resolve(
                     weight[q, x] = imports[taken, x]
                 taken += 1
                 alternative[place] = fresh.stage[k]
-            if others > 0:
+            if seeded:
                 seed[q], imported[q] = i, w >= direct
+            if via.shape[0] > 0:
+                via[q] = flips.via[w] if w < direct else -1
+                for g in range(left.shape[1]):
+                    left[q, g] = 1.0
+            if others > 0:
                 for other in range(others + 1):
                     if other != layer:
                         there = own_slot(slot, layout, other, i) >= 0
@@ -707,6 +715,12 @@ def pack(part: Part, slots: Slots, values: NDArray[Any], to: NDArray[Any], begin
     return begin
 
 
+@nb.njit(**BARE, inline="always")
+def _share(x: float) -> float:
+    """(1 − e^−x)/x: what a hazard adds to a probability, to what its derivative does."""
+    return one_minus_exp(x) / x if abs(x) > 1e-9 else 1.0
+
+
 @nb.njit(**BARE)
 def scatter(
     stage: NDArray[np.int8],
@@ -719,8 +733,11 @@ def scatter(
     n: int,
     offsets: Ints,
     readers: Ints,
+    rate: float,
+    sent: Floats,
+    kept: Sent,
     total: Floats,
-) -> None:
+) -> int:
     """Derivatives and reference of a linear network's infectivity sums: what differences that count add to them.
 
     Args:
@@ -734,11 +751,18 @@ def scatter(
         n: number of the network.
         offsets: over edges, where the readers of each agent begin [agents + 1]; empty where people meet in cells.
         readers: over edges, who reads [edges].
+        rate: over edges, the hazard that a unit of infectivity is to a reader.
+        sent: over edges, receives the reference of what each agent's differences add to a sum [graphs, agents].
+        kept: over edges, receives what seeds add, for the way back; may be empty.
         total: added to [cells, P + 1].
+
+    Returns:
+        how many entries of `kept` there are.
     """
     infectivity, place = frame.infectivity, frame.cells[n]
     seed, imported, first, held, weight = slots.seed, slots.imported, slots.first, slots.held, slots.weight
-    by_edges = offsets.shape[0] > 0
+    via, left = slots.via, slots.left
+    by_edges, g, last, entries = offsets.shape[0] > 0, frame.graph[n], weight.shape[1] - 1, 0
     for s in range(stretch.shape[0]):
         layer = stretch[s, 0]
         found = active(stretch[s, 2], stretch[s, 3], slots.status, room)
@@ -759,8 +783,26 @@ def scatter(
                 d = infectivity[n, alternative[m]] - infectivity[n, stage[i]]
                 if d == 0.0 or i == uncounted:
                     continue
-                begin, end = (offsets[i], offsets[i + 1]) if by_edges else (0, 1)
-                for e in range(begin, end):
-                    cell = readers[e] if by_edges else column(place, i)
-                    for x in range(total.shape[1]):
+                if not by_edges:
+                    cell = column(place, i)
+                    for x in range(last + 1):
                         total[cell, x] += d * weight[q, x]
+                    continue
+                source, part = -1, 1.0
+                if seed[q] == i:
+                    # As much of a difference as makes a neighbour's chance what it is with all of it.
+                    source, part = via[q], np.float64(np.float32(left[q, g] * _share(rate * d)))
+                    if kept.slot.shape[0] > 0:
+                        kept.network[entries], kept.slot[entries], kept.agent[entries] = n, q, i
+                        kept.stages[entries, 0], kept.stages[entries, 1] = alternative[m], stage[i]
+                        kept.via[entries], kept.part[entries] = source, part
+                        entries += 1
+                    if d > 0.0:
+                        left[q, g] *= np.exp(-rate * d)
+                sent[g, i] += d * part * weight[q, last]
+                for e in range(offsets[i], offsets[i + 1]):
+                    reader = readers[e]
+                    if reader != source:
+                        for x in range(last + 1):
+                            total[reader, x] += d * part * weight[q, x]
+    return entries

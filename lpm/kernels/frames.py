@@ -13,19 +13,21 @@ from torch import Tensor
 
 from lpm.kernels import clusters
 from lpm.kernels.addresses import addresses_of
-from lpm.kernels.clusters import Flips, Frame, Fresh, Outcome, Part, Slots
+from lpm.kernels.clusters import Flips, Frame, Fresh, Outcome, Part, Sent, Slots
 from lpm.kernels.spec import Spec
 from lpm.networks import Edges, Groups, Network
 from lpm.rng import Ids
 
 __all__ = [
     "clear_slots",
+    "first_of",
     "make_among",
     "make_flips",
     "make_frame",
     "make_fresh",
     "make_outcome",
     "make_parts",
+    "make_sent",
     "make_slots",
 ]
 
@@ -65,7 +67,7 @@ def make_parts(frame: Frame, threads: int) -> list[Part]:
     return parts
 
 
-def make_flips(room: int, threads: int, layers: int) -> Flips:
+def make_flips(room: int, threads: int, layers: int, graphs: int) -> Flips:
     """Room for the flips of a step, shared out among threads."""
     return Flips(
         np.empty(room, dtype=np.int32),
@@ -73,6 +75,7 @@ def make_flips(room: int, threads: int, layers: int) -> Flips:
         np.empty(room, dtype=np.int8),
         np.empty(room, dtype=np.float32),
         np.empty(room, dtype=np.float32),
+        np.empty(room if graphs else 0, dtype=np.int32),
         np.empty((room, layers), dtype=np.int32),
         np.empty((room, layers), dtype=np.uint32),
         np.zeros((threads, 2), dtype=np.int64),
@@ -100,9 +103,33 @@ def make_outcome(part: Part, parameters: int) -> Outcome:
     )
 
 
-def make_slots(slots: int, parameters: int, layers: int) -> Slots:
+def make_sent(room: int) -> Sent:
+    """Room for what seeds add to a sum over edges."""
+    return Sent(
+        np.empty(room, dtype=np.int8),
+        np.empty(room, dtype=np.int32),
+        np.empty(room, dtype=np.int32),
+        np.empty(room, dtype=np.int32),
+        np.empty((room, 2), dtype=np.int8),
+        np.empty(room, dtype=np.float32),
+    )
+
+
+def first_of(sent: Sent, entries: int) -> Sent:
+    """A copy of the first entries."""
+    return Sent(
+        sent.network[:entries].copy(),
+        sent.slot[:entries].copy(),
+        sent.agent[:entries].copy(),
+        sent.via[:entries].copy(),
+        sent.stages[:entries].copy(),
+        sent.part[:entries].copy(),
+    )
+
+
+def make_slots(slots: int, parameters: int, layers: int, graphs: int) -> Slots:
     """Slots without alternatives."""
-    linked = slots if layers > 1 else 0
+    linked, joined = slots if layers > 1 else 0, slots if graphs else 0
     return Slots(
         weight=np.zeros((slots, parameters + 1)),
         excess=np.zeros(slots, dtype=np.float32),
@@ -110,17 +137,19 @@ def make_slots(slots: int, parameters: int, layers: int) -> Slots:
         first=np.full(slots, -1, dtype=np.int32),
         held=np.zeros(slots, dtype=np.uint8),
         winner=np.full(slots, clusters.NOBODY, dtype=np.int32),
-        seed=np.full(linked, -1, dtype=np.int32),
-        imported=np.zeros(linked, dtype=np.int8),
+        seed=np.full(max(linked, joined), -1, dtype=np.int32),
+        imported=np.zeros(max(linked, joined), dtype=np.int8),
         generation=np.zeros(linked, dtype=np.uint16),
         apart=np.full((linked, layers - 1), clusters.NOWHERE, dtype=np.int8),
         link=np.zeros((linked, layers - 1), dtype=np.uint16),
+        via=np.full(joined, -1, dtype=np.int32),
+        left=np.ones((joined, graphs), dtype=np.float32),
     )
 
 
 def clear_slots(slots: Slots) -> None:
     """Take the alternatives out of slots, as `make_slots` makes them."""
-    empty = make_slots(1, slots.weight.shape[1] - 1, slots.link.shape[1] + 1)
+    empty = make_slots(1, slots.weight.shape[1] - 1, slots.link.shape[1] + 1, slots.left.shape[1])
     for name, value in empty._asdict().items():
         getattr(slots, name)[:] = value
 
@@ -137,6 +166,10 @@ def make_frame(
     first_cell = np.cumsum([0, *(network.cells for network in networks)])
     # Where people meet over edges, each has a cell.
     cells = [None if isinstance(network, Edges) else network.cell_of for network in networks]
+    graph = np.full(len(networks), -1, dtype=np.int64)
+    graphs = [k for k, network in enumerate(networks) if isinstance(network, Edges)]
+    graph[graphs] = np.arange(len(graphs))
+    sources = [_sources(network, ids) if isinstance(network, Edges) else (None, None) for network in networks]
     layer = np.full(len(networks), -1, dtype=np.int64)
     layer[list(layers)] = np.arange(len(layers))
     first_linear = np.zeros(len(networks), dtype=np.int64)
@@ -146,7 +179,7 @@ def make_frame(
     first_slot, alone_from = [0], []
     slot: list[NDArray[np.int32] | NDArray[np.int8] | None] = []
     layout = []
-    own: list[NDArray[np.int32] | NDArray[np.int8]] = []
+    own: list[NDArray[np.int32] | NDArray[np.int8]] = [c for both in sources for c in both if c is not None]
     for place, k in enumerate(layers):
         network, begin = networks[k], first_slot[-1]
         assert isinstance(network, Groups)
@@ -198,6 +231,8 @@ def make_frame(
         first_slot=np.array(first_slot, dtype=np.int64),
         alone=np.array(alone_from, dtype=np.int64),
         run=np.maximum(-(-np.diff(first_slot) // clusters.RUNS), clusters.SHORTEST),
+        graph=graph,
+        sources=addresses_of([column for both in sources for column in both]).reshape(-1, 2),
         first_linear=first_linear,
         width=np.array(width, dtype=np.int64),
         infectivity=np.ascontiguousarray(spec.infectivity),
@@ -211,6 +246,15 @@ def make_frame(
         target=np.array([to for _, to in spec.edges], dtype=np.int64),
         susceptibility=spec.susceptibility,
     ), own
+
+
+def _sources(network: Edges, ids: Ids) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Where those whom each agent reads begin [agents + 1], and who they are, in the order of their ids [edges]."""
+    source, reader = network.source.numpy(), network.reader.numpy()
+    number = ids.listed[source] if ids.listed.size else source
+    order = np.lexsort((number, reader))
+    begins = np.searchsorted(reader[order], np.arange(network.agents + 1))
+    return begins.astype(np.int32), source[order].astype(np.int32)
 
 
 def _turns(network: Groups, width: int, ids: Ids) -> NDArray[np.int8]:

@@ -6,15 +6,29 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.kernels.addresses import column, fetch, fetch_float_column, float_column
-from lpm.kernels.clusters import SCALE, TOUCHED, Day, Flips, Floats, Frame, Fresh, Ints, Slots, chance, own_slot
+from lpm.kernels.addresses import Addresses, column, fetch, fetch_float_column, float_column
+from lpm.kernels.clusters import (
+    BARE,
+    SCALE,
+    TOUCHED,
+    Day,
+    Flips,
+    Floats,
+    Frame,
+    Fresh,
+    Ints,
+    Slots,
+    chance,
+    own_slot,
+)
 from lpm.kernels.cpu import _byte
 from lpm.kernels.decisions import hazard_of, one_minus_exp
-from lpm.philox import draw
+from lpm.philox import draw, word
 
 __all__ = ["decide_start", "encode_layer", "encode_linear", "step"]
 
 _CHUNK = 4096
+_VIA_VARIATE = 65535
 _BEYOND = 2.0
 """How far the window of a flip may reach, as a multiple of the hazard, unless it is offered seldom (`Day.base`)."""
 
@@ -80,6 +94,7 @@ def _flip_exit(
     branch: NDArray[np.int8],
     size: NDArray[np.float32],
     factor: NDArray[np.float32],
+    via: NDArray[np.int32],
     k: int,
     i: int,
     s: int,
@@ -94,8 +109,90 @@ def _flip_exit(
         branch[k] = b
         size[k] = weight
         factor[k] = s
+        if via.shape[0] > 0:
+            via[k] = -1
         k += 1
     return k
+
+
+@nb.njit(**BARE, inline="always")
+def _word(identity: np.uint64, address: NDArray[np.uint64]) -> np.uint64:
+    """The random word by which an infector is drawn."""
+    counter = address[1] << np.uint64(16) | np.uint64(_VIA_VARIATE)
+    drawn: np.uint64 = word(identity, address[0], counter, address[2], address[3])
+    return drawn
+
+
+@nb.njit(**BARE, inline="always")
+def _told(i: int, k: int, slot: Addresses, layout: Ints, seed: NDArray[np.int32], via: NDArray[np.int32]) -> bool:
+    """Whether k's differences began with i's: then i does not hear of them."""
+    for layer in range(slot.shape[0]):
+        q = own_slot(slot, layout, layer, k)
+        if q >= 0 and seed[q] == k and via[q] == i:
+            return True
+    return False
+
+
+@nb.njit(**BARE)
+def _infector(
+    i: int,
+    drawn: np.uint64,
+    p: float,
+    reach: float,
+    mass: float,
+    factor: Floats,
+    cells: Addresses,
+    layer_number: Ints,
+    first_linear: Ints,
+    linear: Floats,
+    graph: Ints,
+    sources: Addresses,
+    sent: Floats,
+    slot: Addresses,
+    layout: Ints,
+    seed: NDArray[np.int32],
+    via: NDArray[np.int32],
+) -> int:
+    """Whose differences over edges a flip of an infection is due to, or −1: drawn ∝ their shares in its reference.
+
+    Args:
+        i: who might have been infected.
+        drawn: random word.
+        p: probability of the infection: the share of those who meet it anyway.
+        reach: derivative of the probability by the hazard, per unit of infectivity.
+        mass: all shares together; those of the other sign count as none.
+        factor: see `Day`, as what has the same name.
+    """
+    last = linear.shape[1] - 1
+    sign = 1.0 if mass > 0.0 else -1.0
+    others = max(0.0, sign * p)
+    total = others
+    for n in range(graph.shape[0]):
+        if graph[n] >= 0:
+            for e in range(column(sources[n, 0], i), column(sources[n, 0], i + 1)):
+                k = column(sources[n, 1], e)
+                if sent[graph[n], k] != 0.0 and not _told(i, k, slot, layout, seed, via):
+                    total += max(0.0, sign * reach * factor[n] * sent[graph[n], k])
+        elif layer_number[n] < 0:
+            share = max(0.0, sign * reach * linear[first_linear[n] + column(cells[n], i), last])
+            others += share
+            total += share
+    left = (float(np.int64(drawn)) + 0.5) / SCALE * total - others
+    if left <= 0.0:
+        return -1
+    found = -1
+    for n in range(graph.shape[0]):
+        if graph[n] >= 0:
+            for e in range(column(sources[n, 0], i), column(sources[n, 0], i + 1)):
+                k = column(sources[n, 1], e)
+                if sent[graph[n], k] != 0.0 and not _told(i, k, slot, layout, seed, via):
+                    share = max(0.0, sign * reach * factor[n] * sent[graph[n], k])
+                    if share > 0.0:
+                        found = k
+                    left -= share
+                    if left <= 0.0:
+                        return found
+    return found
 
 
 @nb.njit(nogil=True, cache=True)
@@ -144,7 +241,8 @@ def step(
     code, base, reach, address = day.code, day.base, day.reach, day.address
     status, held, excess, first = slots.status, slots.held, slots.excess, slots.first
     flip_agent, flip_stage, flip_branch = flips.agent, flips.stage, flips.branch
-    flip_size, flip_factor = flips.size, flips.factor
+    flip_size, flip_factor, flip_via = flips.size, flips.factor, flips.via
+    sent, graphs = day.sent, day.sent.shape[0]
     fresh_agent, fresh_slot, fresh_stage = fresh.agent, fresh.slot, fresh.stage
     networks, layers, branches = cells.shape[0], network.shape[0], exit_edge.shape[1]
     class_count, last = susceptibility.shape[0], linear.shape[1] - 1
@@ -241,6 +339,26 @@ def step(
                             flip_branch[flip] = -1
                             flip_size[flip] = mass / q_window
                             flip_factor[flip] = (1.0 - p) / q_window
+                            if graphs > 0:
+                                flip_via[flip] = _infector(
+                                    i,
+                                    _word(ids[i] if ids.shape[0] > 0 else frame.first_id + np.uint64(i), address),
+                                    p,
+                                    (1.0 - p) * susceptibility[c] * scale,
+                                    mass if reference * (1.0 - p) + p > 0.0 else -mass,
+                                    factor,
+                                    cells,
+                                    layer_number,
+                                    first_linear,
+                                    linear,
+                                    frame.graph,
+                                    frame.sources,
+                                    sent,
+                                    slot,
+                                    layout,
+                                    slots.seed,
+                                    slots.via,
+                                )
                             flip += 1
                 for layer in range(layers):
                     n = network[layer]
@@ -289,6 +407,7 @@ def step(
                         flip_branch,
                         flip_size,
                         flip_factor,
+                        flip_via,
                         flip,
                         i,
                         s,
@@ -355,6 +474,8 @@ def decide_start(
                     flips.branch[k] = b
                     flips.size[k] = size[b]
                     flips.factor[k] = 0.0
+                    if flips.via.shape[0] > 0:
+                        flips.via[k] = -1
                     k += 1
                     break
     flips.span[0, 0], flips.span[0, 1] = 0, k

@@ -24,7 +24,7 @@ from torch.func import vjp, vmap
 
 from lpm import ring
 from lpm.flame.contagion import Contagion
-from lpm.kernels.adjoint import Cotangents, Tape, gather_edges, pull, shifts
+from lpm.kernels.adjoint import Cotangents, Tape, gather_edges, pull, pull_sent, shifts
 from lpm.kernels.alternates import Alternates
 from lpm.kernels.clusters import Frame
 from lpm.kernels.cpu import workers
@@ -101,7 +101,7 @@ class AlternatesReverse(Plain):
         tapes = self.segments[-1].tapes
         assert tapes is not None
         tapes.append(taken)
-        self._used += sum(array.nbytes for lanes in taken.values() for tape in lanes.values() for array in tape)
+        self._used += sum(tape.nbytes for lanes in taken.values() for tape in lanes.values())
 
     def _cut(self, t: int) -> None:
         """Begin a segment with step t; the tape of the one before is forgotten."""
@@ -353,9 +353,12 @@ class _Back:
                     self._reach(k, lane, np.ascontiguousarray(whole[..., lane].T))
 
     def _reach(self, k: int, lane: int, returned: Floats) -> None:
-        network, reach = self.spec.networks[k], self.lane[lane].reach[self.rows[k]]
+        network, back = self.spec.networks[k], self.lane[lane]
+        reach = back.reach[self.rows[k]]
         if isinstance(network, Edges):
             gather_edges(*network.readers_by_source, returned, reach)
+            sent = self.tapes[lane].sent
+            pull_sent(k, self.frame.infectivity[k], *network.readers_by_source, returned, sent, back.slot)
         else:
             reach += returned
 
