@@ -16,6 +16,9 @@ The rules, for layers of groups (households, workplaces) that overlap:
 5. Where several compete for a slot one is kept, at random with probability ∝ its reference weight, and its weight
    divided by that. The reference is the derivative in the direction that raises every probability by the same factor:
    so no choice depends on the parameters, and all weights are linear with coefficients that don't either.
+6. Over edges somebody meets the same few others for days, so what a seed adds to a neighbour's sum is only what has
+   not infected them yet, and nothing to the neighbour whose difference it began with: drawn ∝ the shares in the flip's
+   reference. Without it every case would be counted again as it comes back, and a lasting contact more than once.
 """
 
 from __future__ import annotations
@@ -623,7 +626,7 @@ class _Clusters:
             clear_slots(slots)
             self.member[lane], self.alternative[lane] = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int8)
             self.ends[lane][:], self.limits[lane][:] = 0, 0
-        self.flow[:], self.count[:] = 0.0, 0.0
+        self.flow[:], self.count[:], self.kept = 0.0, 0.0, {}
 
 
 def _held(slots: Slots, parts: Sequence[Part]) -> list[int]:

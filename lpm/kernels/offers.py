@@ -28,7 +28,7 @@ from lpm.philox import draw, word
 __all__ = ["decide_start", "encode_layer", "encode_linear", "step"]
 
 _CHUNK = 4096
-_VIA_VARIATE = 65535
+_INFECTOR_VARIATE = 65535
 _BEYOND = 2.0
 """How far the window of a flip may reach, as a multiple of the hazard, unless it is offered seldom (`Day.base`)."""
 
@@ -118,7 +118,7 @@ def _flip_exit(
 @nb.njit(**BARE, inline="always")
 def _word(identity: np.uint64, address: NDArray[np.uint64]) -> np.uint64:
     """The random word by which an infector is drawn."""
-    counter = address[1] << np.uint64(16) | np.uint64(_VIA_VARIATE)
+    counter = address[1] << np.uint64(16) | np.uint64(_INFECTOR_VARIATE)
     drawn: np.uint64 = word(identity, address[0], counter, address[2], address[3])
     return drawn
 
@@ -139,7 +139,7 @@ def _infector(
     drawn: np.uint64,
     p: float,
     reach: float,
-    mass: float,
+    sign: float,
     factor: Floats,
     cells: Addresses,
     layer_number: Ints,
@@ -160,38 +160,32 @@ def _infector(
         drawn: random word.
         p: probability of the infection: the share of those who meet it anyway.
         reach: derivative of the probability by the hazard, per unit of infectivity.
-        mass: all shares together; those of the other sign count as none.
+        sign: of all shares together; those of the other sign count as none.
         factor: see `Day`, as what has the same name.
     """
-    last = linear.shape[1] - 1
-    sign = 1.0 if mass > 0.0 else -1.0
-    others = max(0.0, sign * p)
-    total = others
+    last, total, left, found = linear.shape[1] - 1, max(0.0, sign * p), np.inf, -1
     for n in range(graph.shape[0]):
-        if graph[n] >= 0:
-            for e in range(column(sources[n, 0], i), column(sources[n, 0], i + 1)):
+        if graph[n] < 0 and layer_number[n] < 0:
+            total += max(0.0, sign * reach * linear[first_linear[n] + column(cells[n], i), last])
+    others = total
+    for choosing in range(2):
+        for n in range(graph.shape[0]):
+            begin, end = (column(sources[n, 0], i), column(sources[n, 0], i + 1)) if graph[n] >= 0 else (0, 0)
+            for e in range(begin, end):
                 k = column(sources[n, 1], e)
-                if sent[graph[n], k] != 0.0 and not _told(i, k, slot, layout, seed, via):
-                    total += max(0.0, sign * reach * factor[n] * sent[graph[n], k])
-        elif layer_number[n] < 0:
-            share = max(0.0, sign * reach * linear[first_linear[n] + column(cells[n], i), last])
-            others += share
-            total += share
-    left = (float(np.int64(drawn)) + 0.5) / SCALE * total - others
-    if left <= 0.0:
-        return -1
-    found = -1
-    for n in range(graph.shape[0]):
-        if graph[n] >= 0:
-            for e in range(column(sources[n, 0], i), column(sources[n, 0], i + 1)):
-                k = column(sources[n, 1], e)
-                if sent[graph[n], k] != 0.0 and not _told(i, k, slot, layout, seed, via):
-                    share = max(0.0, sign * reach * factor[n] * sent[graph[n], k])
-                    if share > 0.0:
-                        found = k
-                    left -= share
-                    if left <= 0.0:
-                        return found
+                share = max(0.0, sign * reach * factor[n] * sent[graph[n], k])
+                if share == 0.0 or _told(i, k, slot, layout, seed, via):
+                    continue
+                if choosing == 0:
+                    total += share
+                    continue
+                found, left = int(k), left - share
+                if left <= 0.0:
+                    return found
+        if choosing == 0:
+            left = (float(np.int64(drawn)) + 0.5) / SCALE * total - others
+            if left <= 0.0:
+                return -1
     return found
 
 
@@ -345,7 +339,7 @@ def step(
                                     _word(ids[i] if ids.shape[0] > 0 else frame.first_id + np.uint64(i), address),
                                     p,
                                     (1.0 - p) * susceptibility[c] * scale,
-                                    mass if reference * (1.0 - p) + p > 0.0 else -mass,
+                                    1.0 if reference * (1.0 - p) + p > 0.0 else -1.0,
                                     factor,
                                     cells,
                                     layer_number,
