@@ -341,6 +341,23 @@ class Edges(Network):
         order = np.argsort(source, kind="stable")
         return np.searchsorted(source[order], np.arange(self._agents + 1)), self._reader.numpy()[order]
 
+    def sources_in_order(self, number: NDArray[Any] | None = None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The same the other way round: where those whom each agent reads begin [agents + 1], and who they are [edges].
+
+        Args:
+            number: of each agent, in whose order they stand; by default their positions [agents].
+        """
+        if number is None:
+            return self._sources
+        source, reader = self._source.numpy(), self._reader.numpy()
+        order = np.lexsort((number[source], reader))
+        begins = np.searchsorted(reader[order], np.arange(self._agents + 1))
+        return begins.astype(np.int32), source[order].astype(np.int32)
+
+    @cached_property
+    def _sources(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return self.sources_in_order(np.arange(self._agents))
+
     @property
     def source(self) -> Tensor:
         """Who is read, edge by edge [edges (both ways)]."""

@@ -169,7 +169,10 @@ def make_frame(
     graph = np.full(len(networks), -1, dtype=np.int64)
     graphs = [k for k, network in enumerate(networks) if isinstance(network, Edges)]
     graph[graphs] = np.arange(len(graphs))
-    sources = [_sources(network, ids) if isinstance(network, Edges) else (None, None) for network in networks]
+    shuffled = ids.listed if np.any(ids.listed[1:] < ids.listed[:-1]) else None
+    sources = [
+        network.sources_in_order(shuffled) if isinstance(network, Edges) else (None, None) for network in networks
+    ]
     layer = np.full(len(networks), -1, dtype=np.int64)
     layer[list(layers)] = np.arange(len(layers))
     first_linear = np.zeros(len(networks), dtype=np.int64)
@@ -246,15 +249,6 @@ def make_frame(
         target=np.array([to for _, to in spec.edges], dtype=np.int64),
         susceptibility=spec.susceptibility,
     ), own
-
-
-def _sources(network: Edges, ids: Ids) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Where those whom each agent reads begin [agents + 1], and who they are, in the order of their ids [edges]."""
-    source, reader = network.source.numpy(), network.reader.numpy()
-    number = ids.listed[source] if ids.listed.size else source
-    order = np.lexsort((number, reader))
-    begins = np.searchsorted(reader[order], np.arange(network.agents + 1))
-    return begins.astype(np.int32), source[order].astype(np.int32)
 
 
 def _turns(network: Groups, width: int, ids: Ids) -> NDArray[np.int8]:
