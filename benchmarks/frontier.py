@@ -91,9 +91,9 @@ def disease(
 
 
 def assemble(places: dict[str, NDArray[np.int64]], theta: dict[str, float], **more: Any) -> Case:
-    """A model in which people meet in places; those of more than 100 are no layers."""
+    """A model in which people meet in places; those of more than 250 are no layers."""
     networks = [
-        lpm.Groups(name, of=of, layer=bool(np.bincount(of[of >= 0]).max() <= 100)) for name, of in places.items()
+        lpm.Groups(name, of=of, layer=bool(np.bincount(of[of >= 0]).max() <= 250)) for name, of in places.items()
     ]
     protocols = [*more.pop("before", []), disease({name: parameter(name) for name in places}, **more)]
     outputs = {"infections": lpm.flow("S -> I")}

@@ -169,13 +169,13 @@ def test_alternates_reproduce_the_published_gradients(vectors, name):
 
 
 def test_a_layer_of_large_groups_is_refused_with_the_remedy():
-    people = lpm.Population(300)
+    people = lpm.Population(510)
     sir = lpm.Contagion("S I R", "S -> I", {"I": 1.0}, over={"office": models.BETA_CITY}, initial={"I": np.arange(3)})
     for layer in (True, False):
-        office = lpm.Groups("office", of=np.arange(300) // 150, layer=layer)
+        office = lpm.Groups("office", of=np.arange(510) // 255, layer=layer)
         model = lpm.Model(people, [office], [sir], outputs={"infections": lpm.flow("S -> I")})
         if layer:
-            with pytest.raises(InputError, match=r"office has a group of 150 people.*layer=False"):
+            with pytest.raises(InputError, match=r"office has a group of 255 people.*layer=False"):
                 run(model, np.array([[0.5]]), steps=3, seed=1, derivative="alternates")
         else:
             assert run(model, np.array([[0.5]]), steps=3, seed=1, derivative="alternates").tangents is not None

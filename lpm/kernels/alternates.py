@@ -57,10 +57,8 @@ from lpm.rng import Address, Ids
 
 __all__ = ["Alternates", "layers_of"]
 
-LARGEST = 100
-"""Most people of one group of a layer: the cost grows with the group, and a larger one is near enough to linear.
-
-`Slots.held` counts to 255."""
+LARGEST = 250
+"""Most people of one group of a layer: the cost grows with the group, and `Slots.held` counts to 255."""
 
 _KEPT = ("weight", "excess", "status")
 """What a slot that holds somebody takes into the next step, besides its list."""
