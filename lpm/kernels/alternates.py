@@ -51,8 +51,8 @@ from lpm.kernels.frames import (
     make_slots,
 )
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
+from lpm.kernels.windows import ExitWindows, exit_windows, start_windows
 from lpm.networks import Edges, Groups, Network
-from lpm.relax import thresholds
 from lpm.rng import Address, Ids
 
 __all__ = ["Alternates", "layers_of"]
@@ -70,12 +70,6 @@ _IN_CELLS = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
 _TOP = 0.5
 """Hazards up to this and their windows have bytes that tell them apart."""
-
-_chance = np.vectorize(clusters.chance.py_func, otypes=[np.float64])
-"""`clusters.chance` of arrays."""
-
-_STEEP = 0.95
-"""Probability of leaving beyond which a flip withholds the exit rather than adds one."""
 
 
 def layers_of(networks: Sequence[Network]) -> list[int]:
@@ -247,7 +241,7 @@ class _Clusters:
         self.kept: dict[int, Sent] = {}
         people = np.bincount(spec.class_of, minlength=spec.class_count) if spec.class_of.size else np.ones(1)
         self.susceptible = float(np.average(spec.susceptibility, weights=people))
-        self._left: dict[int, tuple[Any, Any, Any]] = {}
+        self._left: dict[int, tuple[Any, Any, ExitWindows]] = {}
 
     def start(
         self,
@@ -259,42 +253,14 @@ class _Clusters:
         address: NDArray[np.uint64],
     ) -> None:
         """Alternatives to the draw of who begins where."""
-        spec = self.spec
-        if not cumulative:
+        found = start_windows(self.spec, cumulative, slopes, lane, len(self.slots), self.parameters)
+        if found is None:
             return
-        drawn = list(cumulative)
-        ends = [float(cumulative[s].detach().expand(1, len(self.slots))[0, lane]) for s in drawn]
-        begun = np.diff([0.0, *ends])
-        moved = np.diff(
-            np.array(
-                [
-                    np.broadcast_to(slopes.cumulative[s][0], (1, len(self.slots), self.parameters))[0, lane]
-                    for s in drawn
-                ]
-            ),
-            axis=0,
-            prepend=0.0,
-        )
-        rest = 1.0 - ends[-1]
-        if rest <= 0.0:
-            return
-        mass = begun / rest
-        # Once a run: as many as may be.
-        width = np.minimum(mass / clusters.SMALLEST, 1.0) * rest
-        if width.sum() > rest:
-            width *= rest / width.sum()
-        window = np.floor(np.cumsum([ends[-1], *width]) * 2.0**32).astype(np.int64)
-        free = np.ones(spec.agents, dtype=np.bool_)
+        free = np.ones(self.spec.agents, dtype=np.bool_)
         for positions in fixed.values():
             free[positions] = False
-        # Shaped as an exit from stage 0 into each stage drawn.
-        weight = np.zeros((len(spec.stages), len(drawn), spec.class_count, self.parameters + 1))
-        safe = np.where(width > 0, width, 1.0)
-        weight[0, :, :, :-1] = (moved / safe[:, None])[:, None, :]
-        weight[0, :, :, -1] = (begun / safe)[:, None]
-        size = np.ascontiguousarray(np.abs(weight[0, :, 0, -1]))
         self.flips.span[:], self.fresh.span[:] = 0, 0
-        offers.decide_start(self.frame, address, free, window, np.array(drawn, dtype=np.int64), size, self.flips)
+        offers.decide_start(self.frame, address, free, found.window, found.stage, found.size, self.flips)
         nothing = np.zeros((0, 0, 0), dtype=np.int64)
         day = Day(
             self.pressure,
@@ -308,7 +274,7 @@ class _Clusters:
             self.sent,
             nothing,
             nothing,
-            weight,
+            found.weight,
             address,
         )
         now = np.ascontiguousarray(stage[:, lane])
@@ -511,42 +477,13 @@ class _Clusters:
             address,
         )
 
-    def _exits(
-        self, lane: int, tables: Tables, slopes: Slopes
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """Thresholds, windows in which flips are offered (−1: exits are withheld instead), and weights of flips."""
+    def _exits(self, lane: int, tables: Tables, slopes: Slopes) -> ExitWindows:
+        """Thresholds and windows of the exits; as in the step before if the contagion is told the same."""
         known = self._left.get(lane)
-        if known is not None and known[0] is tables.cumulative and known[1] is slopes.cumulative:
-            found: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] = known[2]
-            return found
-        spec, lanes = self.spec, len(self.slots)
-        shape = (len(spec.stages), self.frame.exit_edge.shape[1], spec.class_count)
-        exits, window = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        weight = np.zeros((*shape, self.parameters + 1))
-        for s, edges in spec.exits.items():
-            table = np.stack(
-                [t.detach().expand(spec.class_count, lanes)[:, lane].numpy() for t in tables.cumulative[s]]
-            )
-            slope = np.stack(
-                [np.broadcast_to(d, (spec.class_count, lanes, self.parameters))[:, lane] for d in slopes.cumulative[s]]
-            )
-            chance, moved = np.diff(table, axis=0, prepend=0.0), np.diff(slope, axis=0, prepend=0.0)
-            rest = 1.0 - table[-1]
-            exits[s, : len(edges)] = thresholds(torch.from_numpy(table)).numpy()
-            withheld = (self.frame.advance[s, : len(edges), None] == 0) | (rest < 1.0 - _STEEP)
-            # Windows of the exits that may be added share the words of those who stay.
-            safe = np.where(rest > 0, rest, 1.0)
-            width = np.where(withheld, 0.0, np.minimum(_chance(chance / safe), 1.0) * rest)
-            total = width.sum(axis=0)
-            width = width * np.where(total > rest, rest / np.where(total > 0, total, 1.0), 1.0)
-            ends = np.floor((table[-1] + np.cumsum(width, axis=0)) * 2.0**32).astype(np.int64)
-            window[s, : len(edges)] = np.where(withheld, -1, ends)
-            divisor = np.where(withheld, -chance, width)
-            divisor = np.where(divisor == 0.0, np.inf, divisor)[..., None]
-            weight[s, : len(edges), :, :-1] = moved / divisor
-            weight[s, : len(edges), :, -1] = chance / divisor[..., 0]
-        self._left[lane] = (tables.cumulative, slopes.cumulative, (exits, window, weight))
-        return exits, window, weight
+        if known is None or known[0] is not tables.cumulative or known[1] is not slopes.cumulative:
+            found = exit_windows(self.spec, self.frame, tables, slopes, lane, len(self.slots), self.parameters)
+            known = self._left[lane] = (tables.cumulative, slopes.cumulative, found)
+        return known[2]
 
     def sums(self, network: int, stage: NDArray[np.int8]) -> NDArray[np.float64]:
         """Tangents and reference of the infectivity sums of a shared network [cells, lanes, P + 1]."""
