@@ -46,7 +46,7 @@ _NO_BLOCK = np.uint64(1 << 63)
 # Slots are read in their order, but people of one workplace live all over the city, and so do offers to it: a loop
 # would wait for the memory at each, longer than for all it computes. So it asks beforehand, link by link of a chain,
 # for what it will read so many slots later.
-_LIST, _PEOPLE, _PLACE = 36, 24, 12
+_LIST, _PEOPLE, _PLACE, _SUM = 36, 24, 12, 6
 
 Words = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
 
@@ -776,6 +776,10 @@ def scatter(
                     fetch(stage, member[m])
                     if not by_edges:
                         fetch_column(place, member[m])
+            if a + _SUM < found and not by_edges:
+                soon = room[a + _SUM]
+                for m in range(first[soon], first[soon] + held[soon]):
+                    fetch(total, column(place, member[m]) * (last + 1))
             q = room[a]
             uncounted = uncounted_seed(seed, imported, layer, q)
             for m in range(first[q], first[q] + held[q]):
