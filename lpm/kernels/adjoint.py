@@ -245,7 +245,7 @@ def record(
     arrays: list[Any] = [joined(moves, field, ends[0]) for field in range(3)]
     arrays += [joined(turns, field, ends[length]) for field, length in enumerate(lengths)]
     arrays += [day.factor.copy(), day.exit_weight[..., -1].copy()]
-    arrays.append(Sent(*(np.concatenate(column) for column in zip(make_sent(0), *sent, strict=True))))
+    arrays.append(Sent._make(np.concatenate(column) for column in zip(make_sent(0), *sent, strict=True)))
     return Tape(*arrays)
 
 

@@ -40,7 +40,6 @@ from lpm.kernels.clusters import LONGEST, Day, Frame, Part, Sent, Slots
 from lpm.kernels.cpu import MARGIN, Fused, share_out, workers
 from lpm.kernels.frames import (
     clear_slots,
-    first_of,
     make_among,
     make_flips,
     make_frame,
@@ -517,7 +516,7 @@ class _Clusters:
             total,
         )
         if along:
-            self.kept[network] = first_of(kept, entries)
+            self.kept[network] = Sent._make(array[:entries].copy() for array in kept)
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """All that the next step needs, by name: of slots that hold somebody, compactly."""

@@ -55,10 +55,12 @@ __all__ = [
     "Slots",
     "active",
     "chance",
+    "identity_of",
     "key_of",
     "layer_of",
     "own_slot",
     "race",
+    "word_of",
 ]
 
 Ints = NDArray[np.int64]
@@ -344,11 +346,24 @@ def key_of(chosen: np.uint64, size: float) -> float:
     return float(-np.log((float(np.int64(chosen)) + 0.5) / SCALE) / size)
 
 
+@nb.njit(**BARE, inline="always")
+def identity_of(first_id: np.uint64, ids: NDArray[np.uint64], i: int) -> np.uint64:
+    """An agent's id; see `Frame`."""
+    return ids[i] if ids.shape[0] > 0 else first_id + np.uint64(i)
+
+
+@nb.njit(**BARE)
+def word_of(identity: np.uint64, address: NDArray[np.uint64], variate: int) -> np.uint64:
+    """An agent's random word in this step, by what it is for; variate 0 is that of the actual step."""
+    counter = address[1] << np.uint64(16) | np.uint64(variate)
+    drawn: np.uint64 = word(identity, address[0], counter, address[2], address[3])
+    return drawn
+
+
 @nb.njit(**BARE)
 def race(identity: np.uint64, address: NDArray[np.uint64], variate: int, size: float) -> float:
     """The key of a candidate, by whose it is and in which race: so in any order."""
-    chosen = word(identity, address[0], address[1] << np.uint64(16) | np.uint64(variate), address[2], address[3])
-    key: float = key_of(chosen, size)
+    key: float = key_of(word_of(identity, address, variate), size)
     return key
 
 

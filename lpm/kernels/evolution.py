@@ -30,6 +30,7 @@ from lpm.kernels.clusters import (
     Sent,
     Slots,
     active,
+    identity_of,
     key_of,
     layer_of,
     own_slot,
@@ -68,11 +69,6 @@ def _origin(slot: Addresses, layout: Ints, apart: NDArray[np.int8], q: int, laye
     """The slot of another layer in which the seed i of slot q differs too, or −1."""
     away = apart[q, _among(other, layer)]
     return -1 if away == NOWHERE else own_slot(slot, layout, other, i) + away
-
-
-@nb.njit(**BARE, inline="always")
-def _identity(first_id: np.uint64, ids: NDArray[np.uint64], i: int) -> np.uint64:
-    return ids[i] if ids.shape[0] > 0 else first_id + np.uint64(i)
 
 
 @nb.njit(**BARE, inline="always")
@@ -144,7 +140,7 @@ def offer(part: Part, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh:
                 q = own_slot(slot, layout, layer, i)
                 if q < low[layer] or q >= high[layer]:
                     continue
-                identity = _identity(first_id, ids, i)
+                identity = identity_of(first_id, ids, i)
                 if identity >> np.uint64(2) != block:
                     block = identity >> np.uint64(2)
                     words = _block(block, counter, address)
@@ -320,7 +316,7 @@ def evolve(
                 i, old = member[m], alternative[m]
                 c = np.int64(classes[i]) if many else 0
                 new = np.int64(old)
-                identity = _identity(first_id, ids, i)
+                identity = identity_of(first_id, ids, i)
                 if identity >> np.uint64(2) != block:
                     block = identity >> np.uint64(2)
                     words = _block(block, address[1] << np.uint64(16), address)
@@ -373,7 +369,7 @@ def evolve(
                     member[end] = i
                     alternative[end] = new
                     end += 1
-                    if smallest < 0 or identity < _identity(first_id, ids, smallest):
+                    if smallest < 0 or identity < identity_of(first_id, ids, smallest):
                         smallest = np.int64(i)
             # All who competed for the slot, and who differs from now on.
             total, best, w, moved = 0.0, np.inf, NOBODY, False
@@ -402,14 +398,14 @@ def evolve(
                         member[end] = i
                         alternative[end] = new
                         end += 1
-                        if smallest < 0 or _identity(first_id, ids, i) < _identity(first_id, ids, smallest):
+                        if smallest < 0 or identity_of(first_id, ids, i) < identity_of(first_id, ids, smallest):
                             smallest = np.int64(i)
                     else:
                         home = layer_of(first_slot, origin)
                         sub = (origin - first_slot[home]) % width[home]
                         variate = 1 + layers + (home * widest + sub) * layers + layer
                         large = abs(weight[origin, last])
-                        key = race(_identity(first_id, ids, i), address, variate, large)
+                        key = race(identity_of(first_id, ids, i), address, variate, large)
                 if large > 0.0:
                     total += large
                     if key < best:
@@ -427,7 +423,7 @@ def evolve(
             if lasts:
                 total += large
                 variate = _OLD_VARIATES + layer * 64 + (q - first_slot[layer]) % width[layer]
-                if race(_identity(first_id, ids, smallest), address, variate, large) < best:
+                if race(identity_of(first_id, ids, smallest), address, variate, large) < best:
                     w = HELD
             large = size[w] if 0 <= w < direct else abs(weight[q if w == HELD else where[w - direct], last])
             # What is kept of it, so that the way back has the same.

@@ -20,7 +20,6 @@ from lpm.rng import Ids
 
 __all__ = [
     "clear_slots",
-    "first_of",
     "make_among",
     "make_flips",
     "make_frame",
@@ -112,18 +111,6 @@ def make_sent(room: int) -> Sent:
         np.empty(room, dtype=np.int32),
         np.empty((room, 2), dtype=np.int8),
         np.empty(room, dtype=np.float32),
-    )
-
-
-def first_of(sent: Sent, entries: int) -> Sent:
-    """A copy of the first entries."""
-    return Sent(
-        sent.network[:entries].copy(),
-        sent.slot[:entries].copy(),
-        sent.agent[:entries].copy(),
-        sent.via[:entries].copy(),
-        sent.stages[:entries].copy(),
-        sent.part[:entries].copy(),
     )
 
 

@@ -19,11 +19,13 @@ from lpm.kernels.clusters import (
     Ints,
     Slots,
     chance,
+    identity_of,
     own_slot,
+    word_of,
 )
 from lpm.kernels.cpu import _byte
 from lpm.kernels.decisions import hazard_of, one_minus_exp
-from lpm.philox import draw, word
+from lpm.philox import draw
 
 __all__ = ["decide_start", "encode_layer", "encode_linear", "step"]
 
@@ -113,14 +115,6 @@ def _flip_exit(
             via[k] = -1
         k += 1
     return k
-
-
-@nb.njit(**BARE, inline="always")
-def _word(identity: np.uint64, address: NDArray[np.uint64]) -> np.uint64:
-    """The random word by which an infector is drawn."""
-    counter = address[1] << np.uint64(16) | np.uint64(_INFECTOR_VARIATE)
-    drawn: np.uint64 = word(identity, address[0], counter, address[2], address[3])
-    return drawn
 
 
 @nb.njit(**BARE, inline="always")
@@ -336,7 +330,7 @@ def step(
                             if graphs > 0:
                                 flip_via[flip] = _infector(
                                     i,
-                                    _word(ids[i] if ids.shape[0] > 0 else frame.first_id + np.uint64(i), address),
+                                    word_of(identity_of(frame.first_id, ids, i), address, _INFECTOR_VARIATE),
                                     p,
                                     (1.0 - p) * susceptibility[c] * scale,
                                     1.0 if reference * (1.0 - p) + p > 0.0 else -1.0,
