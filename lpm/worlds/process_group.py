@@ -1,7 +1,8 @@
 """The ranks of one owner: how they meet, exchange words and bytes, and find out which of them is lost.
 
 `torchrun` starts them and holds the store in which they leave their addresses, a heartbeat each, and a last word.
-Words go by gloo (NCCL between GPUs), in collective operations that all ranks call in the same order.
+Words go through shared memory where all ranks are on one machine, else by gloo, or NCCL between GPUs; all else goes by
+gloo. These are collective operations: all ranks call them in the same order.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from lpm import ranks
 from lpm.checkpoint import pack, unpack
 from lpm.errors import InputError, PeerLost
+from lpm.worlds.neighbours import meet
 
 __all__ = ["DEADLINE", "Ranks", "agreed", "join"]
 
@@ -61,7 +63,10 @@ class Ranks:
                 world_size=self.ranks,
                 timeout=patience,
             )
-        except (RuntimeError, ValueError) as error:
+            able = self._device.type == "cpu" and place.local_ranks == self.ranks
+            store = c10d.PrefixStore("lpm/neighbours", self._store)
+            self._neighbours = meet(store, self.rank, self.ranks, deadline, able)
+        except (RuntimeError, ValueError, OSError) as error:
             raise PeerLost(
                 f"A rank of {self.ranks}", f"rank {self.rank} could not join the others ({type(error).__name__})"
             ) from None
@@ -87,6 +92,8 @@ class Ranks:
     def _leave(self) -> None:
         if not self._said:
             self.say_end("")
+        if self._neighbours is not None:
+            self._neighbours.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -138,7 +145,7 @@ class Ranks:
         """
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             found = self.lost()
             if found is None:
                 late = "did not answer" if "imeout" in str(error) or "imed out" in str(error) else "broke off"
@@ -149,10 +156,9 @@ class Ranks:
 
     def add(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
         """Σ over ranks, modulo 2^64; at every rank."""
-        if self.ranks == 2:  # as many bytes as a reduction, in one exchange instead of two
-            first, second = self.all(words)
-            both: NDArray[np.int64] = first + second
-            return both
+        if self._neighbours is not None:
+            with self.together():
+                return self._neighbours.add(words)
         total = torch.from_numpy(np.ascontiguousarray(words).reshape(-1).copy()).to(self._device)
         with self.together():
             dist.all_reduce(total)

@@ -1,4 +1,4 @@
-"""`torchrun … -m lpm`: real processes over gloo; one that is killed is named, and any number of ranks goes on."""
+"""`torchrun … -m lpm`: real processes; one that is killed is named, and any number of ranks goes on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+from lpm.processes import free_port
 from lpm.scenario import load
 from lpm.simulation import run
 from lpm.worlds.local import LocalWorld
@@ -55,31 +56,39 @@ class Job:
 
 
 @contextlib.contextmanager
-def torchrun(ranks: int, arguments: Sequence[str | Path], scratch: Path) -> Iterator[Job]:
+def torchrun(ranks: int, arguments: Sequence[str | Path], scratch: Path, machines: int = 1) -> Iterator[Job]:
     """Start `lpm` on ranks; at the end, nothing of it is left.
 
     Args:
-        ranks: how many.
+        ranks: how many, on each machine.
         arguments: after the command's name.
         scratch: a folder for its output, made new.
+        machines: how many `torchrun` stand for a machine each.
     """
     scratch.mkdir()
     # A port that is free, on this machine alone.
+    port = 0 if machines == 1 else free_port()
     command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
-    command += ["127.0.0.1:0", "--nproc-per-node", str(ranks), "-m", "lpm", *map(str, arguments)]
+    command += [f"127.0.0.1:{port}", "--nnodes", str(machines), "--nproc-per-node", str(ranks)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = []
     with (scratch / "out").open("wb") as out, (scratch / "err").open("wb") as err:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        child = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment, start_new_session=True)
+        for machine in range(machines):
+            of_machine = [*command, "--node-rank", str(machine), "-m", "lpm", *map(str, arguments)]
+            started.append(
+                subprocess.Popen(of_machine, stdout=out, stderr=err, cwd=ROOT, env=environment, start_new_session=True)
+            )
     try:
-        yield Job(child, scratch)
+        yield Job(started[0], scratch)
     finally:
-        if child.poll() is None:
-            started = psutil.Process(child.pid).children(recursive=True)
-            child.kill()
-            child.wait()
-            for each in started:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
+        for child in started:
+            if child.poll() is None:
+                below = psutil.Process(child.pid).children(recursive=True)
+                child.kill()
+                child.wait()
+                for each in below:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +134,10 @@ def test_a_killed_rank_is_named_and_any_number_of_ranks_goes_on_to_the_bits_of_o
     assert np.array_equal(np.load(folder / "words.npy"), words)
 
 
-def test_ranks_calibrate_as_one_process_and_rank_0_alone_speaks(tmp_path: Path) -> None:
+def test_ranks_on_two_machines_calibrate_as_one_process_and_rank_0_alone_speaks(tmp_path: Path) -> None:
     asked = ["calibrate", CLINICS, "--seed", "5", "--gradient", "fd", "--iterations", "1", "--json"]
     asked += ["--set", "calibration.predictive_draws=4"]
-    with torchrun(2, [*asked, "--out", tmp_path / "two"], tmp_path / "1") as job:
+    with torchrun(1, [*asked, "--out", tmp_path / "two"], tmp_path / "1", machines=2) as job:
         assert job.child.wait(200) == 0, job.said
     answer = json.loads(job.printed)
     assert answer["world"] == "distributed" and job.said.count("Calibrating: 1 of 1") == 1
