@@ -443,7 +443,7 @@ def _audited(run: Run, options: Options, scenario: Scenario) -> str:
             steps=scenario.steps,
             seed=seed,
             seeds=_AUDIT_SEEDS,
-            estimators=candidates(model, one_process=False),
+            estimators=candidates(model),
             step=scenario.gradient.step,
         )
         found = {"estimator": verdict.chosen, "reason": verdict.reason, "audited_agents": model.population.agents}

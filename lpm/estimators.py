@@ -23,12 +23,13 @@ from lpm import ranks, ring, simulation
 from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.memory import ALTERNATES_BYTES_PER_AGENT, require_memory
-from lpm.options import BIASED, GRADIENTS, ONE_PROCESS
+from lpm.options import BIASED, GRADIENTS
 from lpm.parameters import Parameter
 from lpm.passes.alternates import in_kernel, surely_followed, unfit
 from lpm.passes.score import components
 from lpm.relax import straight_through
 from lpm.rng import derive
+from lpm.worlds.distributed import here
 from lpm.worlds.world import World
 
 __all__ = [
@@ -105,15 +106,12 @@ REGISTRY: Mapping[str, Estimator] = {
 """All estimators by name; the audit tries each, and `fd` is what the others are measured against."""
 
 
-def candidates(
-    model: Model, mode: str = "forward", *, one_process: bool = True, refusable: bool = False
-) -> tuple[str, ...]:
+def candidates(model: Model, mode: str = "forward", *, refusable: bool = False) -> tuple[str, ...]:
     """The estimators that `auto` tries on a model beside finite differences.
 
     Args:
         model: what is to be differentiated.
         mode: that they must have.
-        one_process: whether everybody is in this process; some estimators can't go through a sum.
         refusable: whether those that may be refused while they run are among them.
     """
     return tuple(
@@ -122,7 +120,6 @@ def candidates(
         if each.name != "fd"
         and not each.biased
         and mode in each.modes
-        and (one_process or each.name not in ONE_PROCESS)
         and each.refuses(model, mode) is None
         and each.promising(model)
         and (refusable or each.surely(model))
@@ -296,11 +293,6 @@ def evaluate(
     if estimator == "fd":
         return _differences(model, differences(theta, model.parameters, step), common)
     if estimator == "score":
-        if ranks.place().ranks > 1 or (world is not None and world.parties > 1):
-            raise InputError(
-                "The estimator score needs outputs and decisions of everybody in one place: it can't go through a sum.",
-                "Use gradient=fd or gradient=tangent.",
-            )
         return _score(model, theta, common)
     derivative = mode
     if estimator == "alternates":
@@ -334,10 +326,14 @@ SCORE_RUNS = 8
 def _score(model: Model, theta: NDArray[np.float64], common: Mapping[str, Any]) -> Evaluation:
     """The mean of Σ_components (outputs − those of the other runs) × score, over `SCORE_RUNS` runs.
 
-    With y and s of run r, and means over all R runs: 1/(R−1) · (Σ_r y_r s_r − ȳ Σ_r s_r).
+    With y and s of run r, and means over all R runs: 1/(R−1) · (Σ_r y_r s_r − ȳ Σ_r s_r). It is linear in the outputs:
+    the sum of what shards make of their own outputs is the whole population's.
 
     Source: leave-one-out baseline, Kool, van Hoof and Welling (2019), "Buy 4 REINFORCE samples, get a baseline free".
     """
+    if common["world"] is None:
+        world, model = here(model)
+        common = {**common, "world": world}
     first: simulation.Trajectory | None = None
     for k in range(SCORE_RUNS):
         seed = common["seed"] if k == 0 else derive(common["seed"], "score", k)
@@ -353,7 +349,8 @@ def _score(model: Model, theta: NDArray[np.float64], common: Mapping[str, Any]) 
             products, path, total, score = products + product, path + run.tangents, total + outputs, score + scores
     assert first is not None
     covariance = (products - np.einsum("tomk,tmkp->tokp", total / SCORE_RUNS, score)) / (SCORE_RUNS - 1)
-    return Evaluation(first.words, covariance + path / SCORE_RUNS, None, "score", first.executor)
+    derivative = common["world"].whole(covariance) + path / SCORE_RUNS  # the paths are the whole's already
+    return Evaluation(first.words, derivative, None, "score", first.executor)
 
 
 def to_lanes(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> NDArray[np.float64]:

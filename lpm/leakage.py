@@ -26,6 +26,8 @@ _MEANING = {
     "held": "which checkpoints all parties hold",
     "census": "how many agents and institutions are in each group",
     "emit": "what the agents of each group send each other, that day",
+    "adjoint": "how the target changes with what each group sends, that day",
+    "decisions": "how all people's decisions together change in likelihood with each parameter",
     "loss": "how badly the parameters fit all series together",
     "gradient": "how that changes with each parameter",
     "score": "how well held-out days were forecast",

@@ -17,7 +17,6 @@ __all__ = [
     "CONTROLS",
     "GRADIENTS",
     "MODES",
-    "ONE_PROCESS",
     "SHARINGS",
     "Options",
     "parse_settings",
@@ -30,8 +29,6 @@ SHARINGS = ("crypten", "masked")
 """Engines of the secure sum."""
 BIASED = ("st-gumbel",)
 """Estimators that are known to be wrong and stand here for comparison only; they say so wherever they are shown."""
-ONE_PROCESS = ("score",)
-"""Estimators that need all outputs and decisions in one process."""
 MODES = ("forward", "reverse")
 """Which way derivatives go through a run: every output at every step, or a few targets by any number of parameters."""
 CONTROLS = ("flower", "streams")
@@ -132,11 +129,6 @@ class Options:
                 )
         if self.command == "federate" and not self.simulate_only:
             needs = "a calibration"
-            if self.gradient in ONE_PROCESS:
-                raise InputError(
-                    f"`--gradient` is {self.gradient}, which can't go through a sum.",
-                    "It needs everybody in one process: use fd, tangent or auto.",
-                )
         if needs and self.gradient == "none":
             accepted = ", ".join(name for name in GRADIENTS if name != "none")
             raise InputError(f"`--gradient` is none: one of {accepted}, for {needs} needs derivatives.")

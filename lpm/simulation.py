@@ -56,7 +56,8 @@ class Trajectory:
         gradient: Σ cotangent · outputs differentiated [B, lanes, P] (reverse mode).
         executor: what ran the contagions.
         by_component: outputs [T, O, M, lanes] and scores of all decisions so far [T, M, lanes, P], of each of M closed
-            components of this shard (`score`).
+            components of this shard (`score`); if a shared network joins the shards, this shard's outputs and
+            everybody's scores, M being 1.
     """
 
     words: NDArray[np.int64]
@@ -273,5 +274,7 @@ def run(
         if progress is not None:
             progress(t + 1, steps)
     words = world.whole(words)
-    derivatives: dict[str, Any] = {name: world.whole(part) for name, part in worker.finish(words, cotangent).items()}
-    return Trajectory(words, **derivatives, executor=chosen.name)
+    found = worker.finish(words, cotangent)
+    by_component = found.pop("by_component", None)
+    derivatives = {name: world.whole(part) for name, part in found.items()}
+    return Trajectory(words, **derivatives, executor=chosen.name, by_component=by_component)

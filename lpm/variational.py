@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm import ranks, ring
+from lpm import ring
 from lpm.calibration.gvi import IterationRecord
 from lpm.calibration.study import Progress, Settings, Study
 from lpm.calibration.study import run as run_study
@@ -122,12 +122,8 @@ def calibrate(
         seed=seed,
         step=step,
     )
-    settings = Settings(iterations, draws, weight, predictive_draws, seed, gradient, candidates=_candidates(model))
+    settings = Settings(iterations, draws, weight, predictive_draws, seed, gradient, candidates=candidates(model))
     return run_study(parameters, LocalBackend(evidence), settings, held_out=held_out > 0, on_iteration=on_iteration)
-
-
-def _candidates(model: Model) -> tuple[str, ...]:
-    return candidates(model, one_process=ranks.place().ranks == 1)
 
 
 def joined(model: Model, observations: Sequence[Observation]) -> tuple[Parameter, ...]:
@@ -154,7 +150,7 @@ def resumable(
     study = run_study(
         scenario.parameters,
         backend,
-        dataclasses.replace(scenario.study_settings(seed), candidates=_candidates(evidence.model)),
+        dataclasses.replace(scenario.study_settings(seed), candidates=candidates(evidence.model)),
         held_out=scenario.held_out > 0,
         progress=None if found is None else Progress.unpack(found),
         save=save,

@@ -158,7 +158,6 @@ def test_resume_hands_on_what_the_run_was_started_with(scenario: Path, called: C
         (["sensitivity", "SCENARIO", "--gradient", "none"], "for a sensitivity needs derivatives"),
         (["sensitivity", "SCENARIO", "--mode", "sideways"], "`--mode` is sideways: one of forward, reverse."),
         (["audit", "SCENARIO", "--seeds", "1"], "`--seeds` is 1: a whole number from 2."),
-        (["federate", "SCENARIO", "--gradient", "score"], "score, which can't go through a sum"),
         (["calibrate", "SCENARIO", "--time-limit", "nan"], "`--time-limit` is nan: a number"),
         (["simulate", "SCENARIO", "--set", "beta"], "`--set beta` can't be read: key=value"),
         (["simulate", "SCENARIO", "--set", "a=1", "--set", "a=2"], "`--set a=…` is given twice"),

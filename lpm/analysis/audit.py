@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lpm import ranks
 from lpm.errors import InputError
 from lpm.estimators import REGISTRY, candidates, evaluate, require_parameters, to_lanes
 from lpm.flame.model import Model
@@ -215,6 +214,6 @@ def resolve_estimator(
     """
     if gradient != "auto":
         return gradient, None
-    tried = candidates(model, mode, one_process=ranks.place().ranks == 1, refusable=True)
+    tried = candidates(model, mode, refusable=True)
     audit = audit_gradients(model, theta[0], steps=steps, seed=seed, step=step, estimators=tried)
     return audit.chosen, audit

@@ -3,7 +3,9 @@
 The derivative of an expected output is E[y · ∂ log p(decisions)], plus what derivative y has along the trajectory
 itself. It is unbiased for any model whose chances depend smoothly on the parameters, and noisy, since every decision
 speaks to every output; so a decision is held only against outputs of its own *component*, the agents that can ever
-have heard of it, where components are closed. `lpm.estimators` takes the mean of several runs off as baseline.
+have heard of it, where components are closed. Where a shared network joins all shards, each holds its own outputs
+against the decisions of everybody: their scores, one sum over all people by step and parameter, are opened at the end.
+`lpm.estimators` takes the mean of several runs off as baseline.
 """
 
 from __future__ import annotations
@@ -144,8 +146,10 @@ class Score(Plain):
         self.scores = parts[1][-1]
 
     def finish(self, words: NDArray[np.int64], cotangent: object) -> dict[str, Any]:
-        outputs, scores, path = (torch.stack(each) for each in zip(*self.recorded, strict=True))
-        return {
-            "tangents": path.permute(0, 2, 3, 1).numpy(),
-            "by_component": (outputs.numpy(), scores.permute(0, 2, 3, 1).numpy()),
-        }
+        outputs, own, path = (torch.stack(each) for each in zip(*self.recorded, strict=True))
+        scores = own.permute(0, 2, 3, 1).numpy()
+        if self.loop.pairs:
+            named = {f"decisions~{k}": scores[..., k] for k in range(scores.shape[3])}
+            _, opened = self.rounds.add("decisions", len(self.recorded) - 1, {}, named)
+            scores = np.stack([opened[name] for name in named], axis=3)
+        return {"tangents": path.permute(0, 2, 3, 1).numpy(), "by_component": (outputs.numpy(), scores)}

@@ -13,6 +13,7 @@ from lpm import ring
 from lpm.calibration.gvi import fit
 from lpm.calibration.priors import Prior
 from lpm.errors import InputError
+from lpm.estimators import SCORE_RUNS, evaluate
 from lpm.evidence import Evidence
 from lpm.privacy import ENGINES
 from lpm.scenario import load
@@ -69,6 +70,25 @@ def test_derivatives_cross_institutions(derivative, engine):
     assert np.abs(mine - theirs).max() <= 1e-9 * np.abs(theirs).max()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_institution_holds_its_own_outputs_against_everybodys_decisions(engine):
+    whole, labels = models.town(150), models.households(150)
+    theta, asked = _theta(whole), {"estimator": "score", "steps": 4, "seed": 3}
+    local = evaluate(whole, theta, **asked)
+    shards = [models.town(150, keep=labels[p::3]) for p in range(3)]
+
+    def work(world, model):
+        return evaluate(model, theta, world=world, **asked), world.opened["decisions", "parties"]
+
+    found, _ = federate([lambda world, m=m: work(world, m) for m in shards], engine=engine)
+    assert np.array_equal(total([each.words for each, _ in found]), local.words)
+    derivative = sum(each.derivative for each, _ in found)
+    assert np.abs(local.derivative).max() > 1
+    assert np.abs(derivative - local.derivative).max() <= 1e-9 * np.abs(local.derivative).max()
+    # Beside what everybody hears anyway: one sum over all people a run, by step and parameter.
+    assert all((opened.rounds, opened.words) == (SCORE_RUNS, SCORE_RUNS * 4 * theta.size) for _, opened in found)
+
+
 BOROUGHS = ("bronx", "brooklyn", "manhattan", "queens", "staten_island")
 
 
@@ -118,7 +138,7 @@ def _default(model):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("estimator", ["fd", "tangent"])
+@pytest.mark.parametrize("estimator", ["fd", "tangent", "st-gumbel"])
 def test_federated_losses_and_gradients_equal_the_central_ones(estimator, engine):
     scenario = load(NYC).with_options(steps=14, agents=2000)
     parameters = {"parameters": scenario.parameters, "steps": 14, "held_out": 2, "seed": 5, "step": 0.05}
