@@ -161,7 +161,7 @@ class Groups(Network):
         mixing: how much a person of group g meets each of group g' [groups, groups]; identity by default.
         normalise: "size" divides a group's sum by its number of people, "none" does not.
         layer: whether the gradient `alternates` follows these groups exactly, with alternatives of their own. That is
-            for small groups (up to about 50 people) of a local network without mixing; False makes their sums linear.
+            for small groups (up to 250 people) of a local network without mixing; False makes their sums linear.
 
     Raises:
         InputError: for ids out of range, a missing number of groups, or a mixing matrix of another shape.
@@ -230,6 +230,12 @@ class Groups(Network):
         return counts
 
     @cached_property
+    def group_size(self) -> float:
+        """People in a group of a local network, on average over the population that this one was cut from."""
+        inside = int(np.count_nonzero(self._cell)) if self.outsiders else self._cell.size
+        return inside / max(1, self._count - self.outsiders)
+
+    @cached_property
     def _index(self) -> Tensor:
         return torch.from_numpy(self._cell)
 
@@ -242,7 +248,10 @@ class Groups(Network):
         if mixing is not None and not self.shared:
             held = np.unique(self._cell[positions])
             mixing = np.asarray(mixing)[np.ix_(held, held)]
-        return replace(self, of=np.asarray(self.of)[positions], mixing=mixing)
+        part = replace(self, of=np.asarray(self.of)[positions], mixing=mixing)
+        if self.is_layer:
+            vars(part)["group_size"] = self.group_size
+        return part
 
     @cached_property
     def mixing_table(self) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:

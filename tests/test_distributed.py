@@ -82,6 +82,9 @@ def test_trajectories_have_the_bits_of_one_process(number: int) -> None:
         ("tangent", "reverse"),
         ("alternates", "forward"),
         ("alternates", "reverse"),
+        ("score", "forward"),
+        ("st-gumbel", "forward"),
+        ("st-gumbel", "reverse"),
     ],
 )
 def test_gradients_are_those_of_one_process(estimator: str, mode: str, number: int) -> None:
@@ -97,6 +100,77 @@ def test_gradients_are_those_of_one_process(estimator: str, mode: str, number: i
         found, expected = (each.derivative if mode == "forward" else each.gradient for each in (part, whole))
         assert found is not None and expected is not None and np.abs(expected).max() > 1
         assert np.abs(found - expected).max() <= 1e-9 * np.abs(expected).max()
+
+
+def uneven(agents: int = 240) -> lpm.Model:
+    """Clubs and classes whose order by size is another in some shards, and friends, in blocks that can be parted."""
+    rng = np.random.default_rng(5)
+    block, age = np.arange(agents) // 24, (np.arange(agents) // 24 >= 4).astype(np.int16)
+    # In the first blocks clubs of 8 and classes of 6, in the others clubs of 4 and classes of 12.
+    club = np.where(block < 4, np.arange(agents) // 8, 100 + np.arange(agents) // 4)
+    classes = np.where(block < 4, np.arange(agents) // 6, 100 + np.arange(agents) // 12)
+    pairs = block[:, None] * 24 + rng.integers(0, 24, (agents, 2))
+    return lpm.Model(
+        lpm.Population(agents, ids=rng.permutation(agents), attributes={"age": age}),
+        [
+            lpm.Groups("club", of=club),
+            lpm.Groups("class", of=classes),
+            lpm.Edges("friends", pairs=pairs[pairs[:, 0] != pairs[:, 1]]),
+            lpm.Groups("city", of=rng.integers(0, 3, agents), groups=3, shared=True),
+        ],
+        [
+            lpm.Contagion(
+                "S I R",
+                "S -> I",
+                {"I": 1.0},
+                classes="age",
+                susceptibility=[0.4, 1.2],
+                over={"club": models.BETA_HOME, "class": 0.2, "friends": 0.3, "city": models.BETA_CITY},
+                progression={"I -> R": models.GAMMA},
+                initial={"I": models.INITIAL},
+            )
+        ],
+        outputs={"infections": lpm.flow("S -> I")},
+        class_counts={"age": 2},
+    )
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_what_alternates_follow_is_decided_for_all_ranks_alike(mode: str) -> None:
+    model = uneven()
+    theta = theta_of(model)
+    asked: dict[str, Any] = {"estimator": "alternates", "mode": mode, "steps": 10, "seed": 3}
+    if mode == "reverse":
+        asked["cotangent"] = lambda outputs: np.ones((1, *outputs.shape))
+    whole = evaluate(model, theta, world=LocalWorld(), **asked)
+    sizes: list[list[float]] = []
+
+    def work(shard: lpm.Model, world: Any) -> Any:
+        sizes.append([float(network.members.mean()) for network in shard.networks[:2]])  # type: ignore[attr-defined]
+        return evaluate(shard, theta, world=world, **asked)
+
+    for part in spread_out(model, 3, work):
+        found, expected = (each.derivative if mode == "forward" else each.gradient for each in (part, whole))
+        assert found is not None and expected is not None
+        assert np.abs(found - expected).max() <= 1e-9 * np.abs(expected).max()
+    assert {club < classes for club, classes in sizes} == {True, False}  # so each rank alone would order them otherwise
+
+
+def test_a_decision_is_held_against_its_own_component_on_ranks_too() -> None:
+    agents = 120
+    model = lpm.Model(
+        lpm.Population(agents, ids=np.random.default_rng(2).permutation(agents)),
+        [lpm.Groups("home", of=np.arange(agents) // 4)],
+        [lpm.Contagion("S I R", "S -> I", {"I": 1.0}, {"home": models.BETA_HOME}, {"I -> R": 0.2}, {"I": 0.2})],
+        outputs={"infections": lpm.flow("S -> I")},
+    )
+    theta = np.array([[0.3], [0.8]])
+    whole = evaluate(model, theta, estimator="score", steps=8, seed=3, world=LocalWorld()).derivative
+    assert whole is not None and np.abs(whole).max() > 1
+    for part in spread_out(
+        model, 3, lambda shard, world: evaluate(shard, theta, estimator="score", steps=8, seed=3, world=world)
+    ):
+        assert np.abs(part.derivative - whole).max() <= 1e-9 * np.abs(whole).max()
 
 
 @pytest.mark.parametrize("derivative", ["alternates", "alternates-reverse"])

@@ -81,14 +81,14 @@ def layers_of(networks: Sequence[Network]) -> list[int]:
     for number, network in enumerate(networks):
         if not (isinstance(network, Groups) and network.is_layer):
             continue
-        sizes = network.members[1:] if network.outsiders else network.members
-        largest = int(sizes.max(initial=0))
+        members = network.members[1:] if network.outsiders else network.members
+        largest = int(members.max(initial=0))
         if largest > LARGEST:
             raise InputError(
                 f"the layer {network.name} has a group of {largest} people: at most {LARGEST};",
                 f"declare it lpm.Groups({network.name!r}, …, layer=False): its sums are then linear.",
             )
-        found.append((float(sizes.mean()) if sizes.size else 0.0, number))
+        found.append((network.group_size, number))
     return [number for _, number in sorted(found)]
 
 
@@ -238,8 +238,8 @@ class _Clusters:
         # Over edges: what each agent's differences add to a sum, and what of it the way back must know.
         self.sent = np.zeros((graphs, agents if graphs else 0))
         self.kept: dict[int, Sent] = {}
-        people = np.bincount(spec.class_of, minlength=spec.class_count) if spec.class_of.size else np.ones(1)
-        self.susceptible = float(np.average(spec.susceptibility, weights=people))
+        # Of a neighbour, whoever it is: not by this shard's people, so that derivatives are those of one process.
+        self.susceptible = float(np.mean(spec.susceptibility))
         self._left: dict[int, tuple[Any, Any, ExitWindows]] = {}
 
     def start(

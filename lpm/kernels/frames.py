@@ -165,14 +165,14 @@ def make_frame(
     first_linear = np.zeros(len(networks), dtype=np.int64)
     first_linear[list(linear)] = np.cumsum([0, *(networks[k].cells for k in linear)])[:-1]
 
-    width = [1 if networks[k].members.mean() < 6 else 3 for k in layers] if layers else [1]
+    groups = [network for network in (networks[k] for k in layers) if isinstance(network, Groups)]
+    width = [1 if network.group_size < 6 else 3 for network in groups] or [1]
     first_slot, alone_from = [0], []
     slot: list[NDArray[np.int32] | NDArray[np.int8] | None] = []
     layout = []
     own: list[NDArray[np.int32] | NDArray[np.int8]] = [c for both in sources for c in both if c is not None]
-    for place, k in enumerate(layers):
-        network, begin = networks[k], first_slot[-1]
-        assert isinstance(network, Groups)
+    for place, network in enumerate(groups):
+        begin = first_slot[-1]
         inside = begin + network.cells * width[place]
         alone = network.cell_of == 0 if network.outsiders else np.zeros(0, dtype=np.bool_)
         people = int(alone.sum()) if place == 0 else 0
