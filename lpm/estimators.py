@@ -58,7 +58,7 @@ class Estimator:
         name: as `gradient=` calls it.
         what: a few words for tables.
         modes: "forward", and "reverse" where a scalar's gradient by any number of parameters costs one pass back.
-        refuses: why it can't differentiate a model in a mode, or None if it can.
+        refuses: why it can't differentiate a model, or None if it can.
         promising: whether `auto` should spend runs on it; an audit that is asked for tries it anyway.
         surely: whether it is known before it runs that it is not refused while it runs.
     """
@@ -66,7 +66,7 @@ class Estimator:
     name: str
     what: str
     modes: tuple[str, ...] = ("forward",)
-    refuses: Callable[[Model, str], str | None] = lambda model, mode: None
+    refuses: Callable[[Model], str | None] = lambda model: None
     promising: Callable[[Model], bool] = lambda model: True
     surely: Callable[[Model], bool] = lambda model: True
 
@@ -120,7 +120,7 @@ def candidates(model: Model, mode: str = "forward", *, refusable: bool = False) 
         if each.name != "fd"
         and not each.biased
         and mode in each.modes
-        and each.refuses(model, mode) is None
+        and each.refuses(model) is None
         and each.promising(model)
         and (refusable or each.surely(model))
     )
@@ -158,12 +158,12 @@ def require_estimator(name: str, model: Model | None = None, mode: str = "forwar
     if mode == "reverse" and mode not in (REGISTRY[name].modes if name in REGISTRY else ()):
         able = " or ".join(f"gradient={each.name}" for each in REGISTRY.values() if mode in each.modes)
         raise InputError(f"The estimator {name} has no reverse mode.", f"Use mode=forward, or {able}.")
-    reason = REGISTRY[name].refuses(model, mode) if name in REGISTRY and model is not None else None
+    reason = REGISTRY[name].refuses(model) if name in REGISTRY and model is not None else None
     if reason is not None and model is not None:
         able = " or ".join(
             each.name
             for each in REGISTRY.values()
-            if mode in each.modes and not each.biased and each.refuses(model, mode) is None
+            if mode in each.modes and not each.biased and each.refuses(model) is None
         )
         raise InputError(
             f"The estimator {name} can't differentiate this model: {reason}.", f"Use gradient={able or 'none'}."

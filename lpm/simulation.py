@@ -24,6 +24,7 @@ from lpm.kernels.spec import Executor
 from lpm.kernels.tangents import Tangents
 from lpm.passes.alternates import in_kernel, unfit
 from lpm.passes.alternates_general import AlternatesGeneral
+from lpm.passes.alternates_general_reverse import AlternatesGeneralReverse
 from lpm.passes.alternates_reverse import AlternatesReverse
 from lpm.passes.carried import CarriedForward, unfollowed
 from lpm.passes.plain import Plain
@@ -44,6 +45,11 @@ _PASSES: Mapping[str, type[Plain]] = {
     "alternates": CarriedForward,
     "alternates-reverse": AlternatesReverse,
 }
+_BY_REFERENCE: Mapping[str, type[Plain]] = {
+    "alternates": AlternatesGeneral,
+    "alternates-reverse": AlternatesGeneralReverse,
+}
+"""By the reference executor, for protocols of any kind."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +113,14 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     if derivative in ("alternates", "alternates-reverse"):
         from lpm.kernels.alternates import Alternates
 
-        mode = "forward" if derivative == "alternates" else "reverse"
-        reason = unfit(model, mode)
+        reason = unfit(model)
         if reason is not None:
             raise InputError(f"The estimator alternates can't differentiate this model: {reason}.", "Use gradient=fd.")
-        if mode == "forward" and (wanted == "reference" or (wanted == "auto" and not in_kernel(model))):
+        if wanted == "reference" or (wanted == "auto" and not in_kernel(model)):
             return Reference()
-        if wanted == "reference" or device or not in_kernel(model):
+        if device or not in_kernel(model):
             raise InputError(
-                f"The estimator alternates doesn't run this model by the executor {wanted} in {mode} mode.",
-                "Use the executor auto.",
+                f"The estimator alternates doesn't run this model by the executor {wanted}.", "Use the executor auto."
             )
         return Alternates(len(model.parameters)) if derivative == "alternates" else Alternates(0, taped=True)
     carries = derivative == "forward" and unfollowed(model) is None and lanes_apart(model)
@@ -203,7 +207,7 @@ def run(
         derivative: "none"; "forward": tangents of the outputs; "reverse": gradient of Σ cotangent · outputs;
             "score": scores of all decisions beside the outputs, by component; "alternates": derivatives of
             the outputs by cluster alternates, by the reference executor for protocols of any kind in one layer;
-            "alternates-reverse": as "reverse", by cluster alternates.
+            "alternates-reverse": as "reverse", by cluster alternates likewise.
         cotangent: outputs [T, O, lanes] → cotangents [B, T, O, lanes] (reverse).
         executor: see `choose_executor`.
         keeper: checkpoints.
@@ -232,6 +236,8 @@ def run(
         world, model = here(model)
     keeper = keeper or Keeper()
     chosen = choose_executor(model, derivative, executor)
+    if derivative.endswith("reverse") and cotangent is None:
+        raise InputError("A run backwards needs to know of what: cotangent is None.", "Give cotangent=.")
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     if len(seeds) != 1:
         _require_apart(model, theta, len(seeds), derivative, chosen)
@@ -241,8 +247,8 @@ def run(
     sizes = _census(model, rounds)
     loop = Steps(model, parameters, seeds, chosen, sizes)
     kind = CarriedForward if isinstance(chosen, Tangents) else _PASSES[derivative]
-    if derivative == "alternates" and isinstance(chosen, Reference):
-        kind = AlternatesGeneral
+    if isinstance(chosen, Reference):
+        kind = _BY_REFERENCE.get(derivative, kind)
     worker = kind(loop, rounds)
 
     lanes = theta.shape[0]

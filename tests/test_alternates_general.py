@@ -11,12 +11,13 @@ import torch
 
 import lpm
 from lpm.analysis.audit import resolve_estimator
-from lpm.errors import InputError
+from lpm.errors import CheckpointError, InputError
 from lpm.estimators import candidates, evaluate
 from lpm.kernels.spec import hazards
-from lpm.passes.alternates_general import _Decision, _offers
+from lpm.passes.alternates_general import Decision, offers
 from lpm.relax import one_minus_exp, sample
 from lpm.simulation import Keeper, run
+from lpm.worlds.local import LocalWorld
 from tests import models
 from tests.fellows import spread_out
 from tests.test_gradients import _fraction, _households, _slopes
@@ -227,7 +228,7 @@ def test_a_decision_of_several_outcomes_offers_each_other_one_in_the_mean():
     slope = torch.from_numpy(np.stack([np.cumsum(slopes), np.zeros(3)]))[:, :, None, None].expand(2, 3, agents, 1)
     outcome = torch.from_numpy(np.searchsorted(np.cumsum(shares), (word.numpy() + 0.5) / 2**32, side="right"))
     found, square = np.zeros(4), np.zeros(4)
-    for other, weight in _offers(_Decision(torch.ones(agents, 1), cumulative, word), slope):
+    for other, weight in offers(Decision(torch.ones(agents, 1), cumulative, word), slope):
         for k in range(4):
             change = (weight[..., 0] * ((other == k).double() - (outcome == k).double())).numpy()
             found[k] += change.sum()
@@ -314,11 +315,62 @@ def test_an_audit_says_what_a_protocol_of_ones_own_does_not_allow():
     assert chosen == "fd" and tried.verdict("alternates").ruling == "not supported"
 
 
-def test_backwards_they_follow_contagions_alone():
-    model = _working(400, dynamic=True)
-    assert "alternates" in candidates(model) and "alternates" not in candidates(model, "reverse")
-    with pytest.raises(
-        InputError,
-        match=r"backwards they follow contagions alone, and the agents of viral.*Use gradient=tangent",
+def _backwards(model: lpm.Model, theta: np.ndarray, weights: np.ndarray, **more) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient of Σ weights · outputs, pulled back, and made of the derivatives forwards [B, lanes, P]."""
+    asked = {"estimator": "alternates", "steps": weights.shape[1], "seed": 3, **more}
+    forward = evaluate(model, theta, **asked)
+    back = evaluate(model, theta, mode="reverse", cotangent=lambda outputs: weights * (outputs > 0), **asked)
+    assert np.array_equal(forward.words, back.words)
+    assert forward.derivative is not None and back.gradient is not None
+    made = np.einsum("btok,tokp->bkp", weights * (forward.outputs > 0), forward.derivative)
+    return back.gradient, made
+
+
+@pytest.mark.parametrize("kind", ["labour", "load", "by hand", "declared", "nobody"])
+def test_backwards_they_are_what_they_are_forwards(kind):
+    more = {}
+    if kind in ("labour", "load"):
+        model = _working(400, dynamic=kind == "load")
+    else:
+        model, more = (_sir(ByHand if kind == "by hand" else lpm.Contagion, 400), {"executor": "reference"})
+    theta = np.concatenate([_theta(model, **WORKING), _theta(model, **WORKING | {"beta_home": 0.9, "beta_city": 0.2})])
+    weights = np.random.default_rng(1).normal(size=(2, 7, len(model.recorded), 2))
+    if kind == "nobody":
+        theta[:, [p.name for p in model.parameters].index("beta_home")] = 0.0
+    found, expected = _backwards(model, theta, weights, **more)
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+def test_backwards_too_ranks_and_a_resumed_run_have_the_same_gradient():
+    model = _working(400)
+    theta, states = _theta(model, **WORKING), []
+    asked = {"steps": 5, "seed": 3, "derivative": "alternates-reverse"}
+    asked["cotangent"] = lambda outputs: np.ones((1, *outputs.shape))
+    whole = run(model, theta, keeper=Keeper(3, states.append), **asked)
+    again = run(model, theta, keeper=Keeper(found=states[0]), **asked)
+    assert whole.gradient is not None and np.abs(whole.gradient).max() > 1
+    assert np.array_equal(whole.words, again.words) and np.array_equal(whole.gradient, again.gradient)
+    kept: list[dict] = []
+    for part in spread_out(
+        model, 2, lambda shard, world: run(shard, theta, world=world, keeper=Keeper(3, kept.append), **asked)
     ):
-        evaluate(model, _theta(model, **WORKING), estimator="alternates", mode="reverse", steps=2, seed=1)
+        assert np.array_equal(part.words, whole.words)
+        np.testing.assert_allclose(part.gradient, whole.gradient, rtol=0, atol=1e-9 * np.abs(whole.gradient).max())
+    parts = spread_out(
+        model,
+        2,
+        lambda shard, world: run(
+            shard, theta, world=world, keeper=Keeper(found=None if world.group.rank else kept[0]), **asked
+        ),
+    )
+    np.testing.assert_allclose(parts[0].gradient, whole.gradient, rtol=0, atol=1e-9 * np.abs(whole.gradient).max())
+    with pytest.raises(CheckpointError, match="can't"):
+        run(model, theta, world=LocalWorld(), keeper=Keeper(found=kept[0]), **asked)
+
+
+def test_auto_tries_them_backwards_where_they_are_sure_to_follow():
+    model = _working(400, dynamic=True)
+    assert "alternates" in candidates(model) and "alternates" in candidates(model, "reverse")
+    assert "alternates" not in candidates(_working(400), "reverse")
+    assert "alternates" in candidates(_working(400), "reverse", refusable=True)

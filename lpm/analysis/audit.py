@@ -116,7 +116,7 @@ def audit_gradients(
     require_known(names)
     found: dict[str, Verdict] = {}
     for name in names:
-        reason = REGISTRY[name].refuses(model, "forward")
+        reason = REGISTRY[name].refuses(model)
         known = "for comparison only" if REGISTRY[name].biased else ""
         found[name] = Verdict(
             name,

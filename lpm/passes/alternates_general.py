@@ -45,13 +45,14 @@ from lpm.population.partition import clusters
 from lpm.relax import attach, decide, deciding_through, thresholds
 from lpm.rng import Address
 
-__all__ = ["AlternatesGeneral", "clusters_of"]
+__all__ = ["AlternatesGeneral", "Change", "Choice", "Decision", "clusters_of", "offers"]
 
 _CHOICE = 65_535
 """The number of the protocol at whose address the choice between alternatives is drawn: no model has so many."""
 
 _LEAST = 0.01
-"""Part of the absolute weights in the size of an alternative, for one that the reference says nothing about."""
+"""Part of the weight of a change of all parameters in the size of an alternative, for one that the reference says
+nothing about."""
 
 _SCALE = 4294967296.0
 
@@ -77,7 +78,7 @@ def clusters_of(model: Model) -> tuple[NDArray[np.int64], str | None]:
 
 
 @dataclass(frozen=True)
-class _Decision:
+class Decision:
     """One call of `sample`: who decided [agents, lanes], between which chances [outcomes, agents, lanes], by which
     words [agents, lanes].
     """
@@ -98,7 +99,7 @@ class _Decider:
     def __init__(self, loop: Steps, forced: Sequence[Tensor] = ()) -> None:
         self._loop, self._forced = loop, forced
         self.decided: set[int] = set()
-        self.calls: list[_Decision] = []
+        self.calls: list[Decision] = []
 
     def __call__(self, occupied: Tensor, cumulative: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
         self.decided.add(self._loop.viewing)
@@ -111,7 +112,7 @@ class _Decider:
             forced = self._forced[len(self.calls)]
             outcomes = [torch.where(forced < 0, chosen, forced == k) for k, chosen in enumerate(outcomes)]
         chances = torch.stack([chance.expand(shape) for chance in cumulative])
-        self.calls.append(_Decision(occupied.expand(shape), chances, uniform.expand(shape)))
+        self.calls.append(Decision(occupied.expand(shape), chances, uniform.expand(shape)))
         return [occupied * chosen.to(torch.float64) for chosen in outcomes]
 
 
@@ -159,8 +160,13 @@ class _Alternative:
         loop: see `_Actual`.
         layer: see `_Actual`.
         heard: what the actual people sent, call by call.
-        weight: of each agent's alternative, by direction [agents, lanes, P + 1]; None if nobody asks.
+        weight: of each agent's alternative, by direction [agents, lanes, directions]; None if nobody asks.
         expected: what must be sent in each call, if that is known [agents, lanes].
+
+    Attributes:
+        sent: what alternatives send in each call [agents, lanes].
+        moved: the derivative that this is of what the call gives, by direction.
+        more: of what it is: network, whether the call added up, and by how much each alternative sends more.
     """
 
     def __init__(
@@ -175,11 +181,12 @@ class _Alternative:
         self._weight, self._expected = weight, expected
         self.sent: list[Tensor] = []
         self.moved: list[Tensor] = []
+        self.more: list[tuple[Network, bool, Tensor]] = []
 
     def sum(self, network: Network, messages: Tensor) -> Tensor:
         return _own_sum(self._loop, network, messages, self._layer)
 
-    def _next(self, network: Network, hard: Tensor) -> tuple[_Heard, Tensor]:
+    def _next(self, network: Network, hard: Tensor, adds_up: bool) -> tuple[_Heard, Tensor]:
         """What the actual people sent in this call, and by how much alternatives differ, times weight, by direction."""
         call, sent = len(self.sent), as_words(hard)
         heard = self._heard[call] if call < len(self._heard) else None
@@ -200,17 +207,18 @@ class _Alternative:
             return heard, torch.zeros(0, dtype=torch.float64)
         # A layer's own differences act within the alternatives.
         more = decode(sent - heard.sent) if network.name != self._layer else torch.zeros_like(hard)
+        self.more.append((network, adds_up, more))
         return heard, (self._weight * more[..., None]).movedim(-1, 0)
 
     def total(self, network: Network, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
-        heard, moved = self._next(network, hard)
+        heard, moved = self._next(network, hard, adds_up=True)
         self.moved.append(torch.stack([network.add(each) for each in moved]) if moved.numel() else moved)
         words = network.add(self.sent[-1]) if network.name == self._layer else heard.words
         assert words is not None
         return words, decode(words)
 
     def own(self, network: Network, hard: Tensor, soft: Tensor) -> Tensor:
-        heard, moved = self._next(network, hard)
+        heard, moved = self._next(network, hard, adds_up=False)
         self.moved.append(moved)
         # Whoever hears the actual sum takes off the actual own part: nobody meets themselves.
         return hard if network.name == self._layer else decode(heard.sent)
@@ -268,20 +276,50 @@ class _Taken:
 
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
     """What is kept in each cluster.
 
     Attributes:
         forced: for each decision the outcome that is reversed to, or −1 [agents, lanes].
         flipped: clusters that keep a reversed decision [clusters, lanes].
-        old: clusters that keep their old alternative [clusters, lanes].
-        weight: of what is kept [clusters, lanes, P + 1].
+        old: factor of the weight of the old alternative, 0 in clusters that don't keep it [clusters, lanes].
+        offers: of all offers in their order, the factor of the weight of what is offered, 0 where it is not kept
+            [agents, lanes].
+        weight: of what is kept [clusters, lanes, directions].
     """
 
     forced: list[Tensor]
     flipped: Tensor
     old: Tensor
+    offers: list[Tensor]
     weight: Tensor
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a step did, beside the values.
+
+    Attributes:
+        before: the carry with which it began.
+        sums: opened in it.
+        emitted: see `_Alternative.more`, of the shared sums.
+        sent: the same of local sums.
+        old: by how much the outputs of each agent's old alternative differ [O, agents, lanes].
+        new: the same of the one that is new.
+        weight: of the old alternatives, by cluster [clusters, lanes, directions].
+        choice: which alternative goes on.
+        path: derivative of the outputs along the actual decisions [directions, O, lanes].
+    """
+
+    before: Arrays
+    sums: Arrays
+    emitted: list[tuple[Network, bool, Tensor]]
+    sent: list[tuple[Network, bool, Tensor]]
+    old: Tensor
+    new: Tensor
+    weight: Tensor
+    choice: Choice
+    path: Tensor
 
 
 class AlternatesGeneral(Plain):
@@ -292,48 +330,85 @@ class AlternatesGeneral(Plain):
 
     def __init__(self, loop: Steps, rounds: Rounds) -> None:
         super().__init__(loop, rounds)
-        lanes, count = loop.theta.shape
-        agents = loop.model.population.agents
-        # The last direction is the reference: it raises all odds by the same factor, and no parameter.
-        each = torch.cat([torch.eye(count, dtype=torch.float64), torch.zeros((1, count), dtype=torch.float64)])
-        self.directions = each[:, None, :].expand(count + 1, lanes, count).contiguous()
+        lanes, agents = loop.lanes, loop.model.population.agents
+        size = loop.theta.abs()
+        self.directions, self.unit = self._directions(torch.where(size > 0, size, 1.0))
         label, self.layer = clusters_of(loop.model)
         self.label = torch.from_numpy(label)
         ids = loop.model.population.numbering.array()
         order = np.lexsort((ids, label))
         self.first = torch.from_numpy(order[np.unique(label[order], return_index=True)[1]])
         self.clusters = self.first.numel()
-        self.weight = torch.zeros((self.clusters, lanes, count + 1), dtype=torch.float64)
+        self.weight = torch.zeros((self.clusters, lanes, len(self.directions)), dtype=torch.float64)
         self.differs = torch.zeros((self.clusters, lanes), dtype=torch.bool)
         self.alternate: Arrays = {}
         self.tangents: Arrays = {}
         self.recorded: list[Tensor] = []
         self.shape = (agents, lanes)
 
+    def _directions(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """Along what derivatives go [directions, lanes, P], and what of each but the last is in a change of all.
+
+        Args:
+            unit: of each parameter [lanes, P].
+        """
+        lanes, count = unit.shape
+        # The last direction is the reference: it raises all odds by the same factor, and no parameter.
+        each = torch.cat([torch.eye(count, dtype=torch.float64), torch.zeros((1, count), dtype=torch.float64)])
+        return each[:, None, :].expand(count + 1, lanes, count).contiguous(), unit
+
+    def _begin(self, theta: Tensor) -> tuple[Arrays, Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """As `_values`, of the start, which has no outputs."""
+        decider = _Decider(self.loop)
+        with deciding_through(decider), adding_through(_Actual(self.loop, self.layer)):
+            carry = self.loop.start(theta)
+        return split(carry)[0], torch.zeros(0), *_chances(decider)
+
+    def _values(
+        self, t: int, others: Arrays, theta: Tensor, floats: Arrays, sums: Arrays, moved: Sequence[Tensor]
+    ) -> tuple[Arrays, Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """A step of the actual people, with derivatives.
+
+        Args:
+            t: the step.
+            others: of the carry, what has no derivative.
+            theta: [lanes, P].
+            floats: of the carry.
+            sums: opened.
+            moved: zeros that carry the derivative of what alternatives send besides.
+
+        Returns:
+            The floating part of the carry after it, the outputs [O, lanes], and of each decision the cumulative
+            chances, and who decided by which words.
+        """
+        decider = _Decider(self.loop)
+        with deciding_through(decider), adding_through(_Tangent(self.loop, self.layer, moved)):
+            carry, records = self.loop.advance(t, theta, floats | others, sums)
+        return split(carry)[0], self.loop.model.values(records), *_chances(decider)
+
+    def _soft_sums(self, t: int, others: Arrays, theta: Tensor, floats: Arrays, moved: Sequence[Tensor]) -> Arrays:
+        """What the actual people send into shared networks, with derivatives; see `_values`."""
+        with adding_through(_Tangent(self.loop, self.layer, moved)):
+            return {key: soft(value) for key, value in self.loop.emit(t, theta, floats | others).items()}
+
     def start(self) -> None:
         theta = self.loop.theta
         actual = self._take(lambda: self.loop.start(theta), _Actual(self.loop, self.layer))
         self._require_by_agent(actual.carry)
-
-        def begin(theta: Tensor) -> tuple[Arrays, list[Tensor]]:
-            decider = _Decider(self.loop)
-            with deciding_through(decider), adding_through(_Actual(self.loop, self.layer)):
-                carry = self.loop.start(theta)
-            return split(carry)[0], [call.cumulative for call in decider.calls]
-
-        self.tangents, slopes = push(begin, (theta,), (self.directions,))
+        self.tangents, _, slopes = push(lambda theta: self._begin(theta)[:3], (theta,), (self.directions,))
         nobody = torch.zeros_like(self.differs)
         choice = self._choose(-1, actual.decider.calls, slopes, nobody)
         flipped = self._take(lambda: self.loop.start(theta), _Actual(self.loop, self.layer), choice.forced)
         self.carry = actual.carry
         self._keep(choice, actual.carry, flipped.carry)
+        self._remember_start(choice)
         self.rounds.see(self.loop.env(self.carry))
 
     def step(self, t: int) -> Arrays:
         loop, theta, before, layer = self.loop, self.loop.theta, self.carry, self.layer
         other = before | self.alternate
         floats, others = split(before)
-        sums, moved = self._open(t, other)
+        sums, moved, emitted = self._open(t, other)
         differs, weight = self.differs[self.label], self.weight[self.label]
 
         adder = _Actual(loop, layer)
@@ -353,17 +428,11 @@ class AlternatesGeneral(Plain):
         found = self._take(lambda: loop.advance(t, theta, mixed, sums)[0], both)
         self._require_autonomy(found.carry, actual.carry | _mix(half, stepped.carry, actual.carry), stepped.carry)
 
-        def values(
-            theta: Tensor, floats: Arrays, sums: Arrays, moved: list[Tensor]
-        ) -> tuple[Arrays, Tensor, list[Tensor]]:
-            decider = _Decider(loop)
-            with deciding_through(decider), adding_through(_Tangent(loop, layer, moved)):
-                carry, records = loop.advance(t, theta, floats | others, sums)
-            return split(carry)[0], loop.model.values(records), [call.cumulative for call in decider.calls]
-
         nothing = [torch.zeros_like(each[0]) for each in apart.moved]
         self.tangents, path, slopes = push(
-            values, (theta, floats, sums, nothing), (self.directions, self.tangents, moved, apart.moved)
+            lambda *along: self._values(t, others, *along)[:3],
+            (theta, floats, sums, nothing),
+            (self.directions, self.tangents, moved, apart.moved),
         )
         choice = self._choose(t, actual.decider.calls, slopes, self._compare(actual.carry, stepped.carry))
         again = _Alternative(loop, layer, adder.heard)
@@ -373,14 +442,22 @@ class AlternatesGeneral(Plain):
         self._require_outputs(own, records[0])
         old = (loop.model.by_agent(other, stepped.carry) - own) * differs
         new = (loop.model.by_agent(before, flipped.carry) - own) * choice.flipped[self.label]
-        counted = torch.einsum("oal,alp->olp", old, weight) + torch.einsum(
-            "oal,alp->olp", new, choice.weight[self.label]
-        )
-        self.recorded.append((counted + path.permute(1, 2, 0))[..., :-1])
+        change = Change(before, sums, emitted, apart.more, old, new, self.weight, choice, path)
         self.carry = actual.carry
         self._keep(choice, stepped.carry, flipped.carry)
+        self._remember(change)
         self.rounds.see(loop.env(self.carry))
         return records[0]
+
+    def _remember_start(self, choice: Choice) -> None:
+        """Keep what `finish` needs of the start."""
+
+    def _remember(self, change: Change) -> None:
+        """Keep what `finish` needs of a step: here the derivative of the outputs."""
+        counted = torch.einsum("oal,alp->olp", change.old, change.weight[self.label]) + torch.einsum(
+            "oal,alp->olp", change.new, change.choice.weight[self.label]
+        )
+        self.recorded.append((counted + change.path.permute(1, 2, 0))[..., :-1])
 
     def _take(self, step: Callable[[], Arrays], adder: _Actual | _Alternative, forced: Sequence[Tensor] = ()) -> _Taken:
         """A step of one of the populations."""
@@ -401,15 +478,15 @@ class AlternatesGeneral(Plain):
                 )
         return _Taken(carry, decider)
 
-    def _open(self, t: int, other: Arrays) -> tuple[Arrays, Arrays]:
-        """⊕: the step's sums, exact, and their derivatives by direction."""
+    def _open(self, t: int, other: Arrays) -> tuple[Arrays, Arrays, list[tuple[Network, bool, Tensor]]]:
+        """⊕: the step's sums, exact, their derivatives by direction, and what alternatives send into them besides."""
         loop, theta = self.loop, self.loop.theta
         floats, others = split(self.carry)
         adder = _Actual(self.loop, self.layer)
         with adding_through(adder):
             summed = loop.emit(t, theta, self.carry)
         if not summed:
-            return {}, {}
+            return {}, {}, []
         apart = _Alternative(loop, self.layer, adder.heard, self.weight[self.label])
         with adding_through(apart):
             loop.emit(t, theta, other)
@@ -417,65 +494,67 @@ class AlternatesGeneral(Plain):
         with adding_through(_Alternative(loop, self.layer, adder.heard, expected=_sent(half, adder, apart))):
             loop.emit(t, theta, self.carry | _mix(half, self.alternate, self.carry))
 
-        def soft_sums(theta: Tensor, floats: Arrays, moved: list[Tensor]) -> Arrays:
-            with adding_through(_Tangent(self.loop, self.layer, moved)):
-                return {key: soft(value) for key, value in loop.emit(t, theta, floats | others).items()}
-
         nothing = [torch.zeros_like(each[0]) for each in apart.moved]
-        pushed = push(soft_sums, (theta, floats, nothing), (self.directions, self.tangents, apart.moved))
+        pushed = push(
+            lambda *along: self._soft_sums(t, others, *along),
+            (theta, floats, nothing),
+            (self.directions, self.tangents, apart.moved),
+        )
         count = len(self.directions)
         named = {f"{key}~{k}": value[k].numpy() for key, value in pushed.items() for k in range(count)}
         sums, opened = self.open(t, summed, named)
-        return sums, {key: torch.from_numpy(np.stack([opened[f"{key}~{k}"] for k in range(count)])) for key in sums}
+        moved = {key: torch.from_numpy(np.stack([opened[f"{key}~{k}"] for k in range(count)])) for key in sums}
+        return sums, moved, apart.more
 
     # ---- which alternative is kept
 
-    def _choose(self, t: int, calls: Sequence[_Decision], slopes: Sequence[Tensor], old: Tensor) -> _Choice:
+    def _choose(self, t: int, calls: Sequence[Decision], slopes: Sequence[Tensor], old: Tensor) -> Choice:
         """Keep one of what is offered in each cluster.
 
         Args:
             t: the step.
             calls: the actual decisions.
-            slopes: derivatives of their cumulative chances [P + 1, outcomes, agents, lanes].
+            slopes: derivatives of their cumulative chances [directions, outcomes, agents, lanes].
             old: where the old alternative still differs [clusters, lanes].
         """
-        offers = [
+        offered = [
             (number, *offer)
             for number, (call, slope) in enumerate(zip(calls, slopes, strict=True))
-            for offer in _offers(call, slope)
+            for offer in offers(call, slope)
         ]
         address = Address(self.loop.seeds[0], t, _CHOICE, self.loop.model.population.numbering)
-        words = torch.from_numpy(address.words(0, 2 * len(offers) + 2).astype(np.float64))
+        words = torch.from_numpy(address.words(0, 2 * len(offered) + 2).astype(np.float64))
         size = torch.where(old, self._size(self.weight), 0.0)
         best = key = _race(size, words[:2, self.first])
         total = size
-        sizes = [self._size(weight) for _, _, weight in offers]
+        sizes = [self._size(weight) for _, _, weight in offered]
         keys = [_race(each, words[2 * k + 2 : 2 * k + 4]) for k, each in enumerate(sizes)]
         where = self.label[:, None].expand(self.shape)
         for each, mine in zip(sizes, keys, strict=True):
             total = total.index_add(0, self.label, each)
             best = best.scatter_reduce(0, where, mine, "amax")
         keeps = (key > 0) & (key == best)
-        weight = torch.where(keeps, total / torch.where(size > 0, size, 1.0), 0.0)[..., None] * self.weight
+        stays = torch.where(keeps, total / torch.where(size > 0, size, 1.0), 0.0)
+        weight = stays[..., None] * self.weight
+        factors = []
         forced = [torch.full(self.shape, -1, dtype=torch.int64) for _ in calls]
         flipped = torch.zeros_like(old)
-        for (number, outcome, offered), each, mine in zip(offers, sizes, keys, strict=True):
+        for (number, outcome, by_agent), each, mine in zip(offered, sizes, keys, strict=True):
             wins = (mine > 0) & (mine == best[self.label]) & ~keeps[self.label]
             forced[number] = torch.where(wins, outcome, forced[number])
             factor = torch.where(wins, total[self.label] / torch.where(each > 0, each, 1.0), 0.0)
-            weight = weight.index_add(0, self.label, factor[..., None] * offered)
+            factors.append(factor)
+            weight = weight.index_add(0, self.label, factor[..., None] * by_agent)
             flipped = flipped | torch.zeros_like(size).index_add(0, self.label, wins.to(torch.float64)).to(torch.bool)
-        return _Choice(forced, flipped, keeps, weight)
+        return Choice(forced, flipped, stays, factors, weight)
 
     def _size(self, weight: Tensor) -> Tensor:
-        """How likely an alternative is to be kept [..., lanes, P + 1] → [..., lanes]."""
-        theta = self.loop.theta.abs()
-        unit = torch.where(theta > 0, theta, 1.0)
-        return weight[..., -1].abs() + _LEAST * (weight[..., :-1].abs() * unit).sum(-1)
+        """How likely an alternative is to be kept [..., lanes, directions] → [..., lanes]."""
+        return weight[..., -1].abs() + _LEAST * (weight[..., :-1] * self.unit).sum(-1).abs()
 
-    def _keep(self, choice: _Choice, old: Arrays, flipped: Arrays) -> None:
+    def _keep(self, choice: Choice, old: Arrays, flipped: Arrays) -> None:
         """Take the kept alternatives into the next step."""
-        keeps, reversed_ = choice.old[self.label], choice.flipped[self.label]
+        keeps, reversed_ = choice.old[self.label] > 0, choice.flipped[self.label]
         self.alternate = {
             key: torch.where(_like(reversed_, value), flipped[key], torch.where(_like(keeps, value), old[key], value))
             for key, value in self.carry.items()
@@ -539,36 +618,49 @@ class AlternatesGeneral(Plain):
     # ---- checkpoints
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
+        return self._followed() | {"recorded": torch.stack(self.recorded).numpy()}
+
+    def restore(self, found: Mapping[str, Any]) -> None:
+        self._follow_on(found)
+        self.recorded = list(torch.from_numpy(found["recorded"].copy()))
+
+    def _followed(self) -> dict[str, NDArray[Any]]:
+        """The actual people and their alternatives, for a checkpoint."""
         return (
             super().snapshot()
             | {f"tangent:{key}": value.numpy() for key, value in self.tangents.items()}
             | {f"alternate:{key}": value.numpy() for key, value in self.alternate.items()}
-            | {"alternate:weight": self.weight[self.label].numpy(), "recorded": torch.stack(self.recorded).numpy()}
+            | {"alternate:weight": self.weight[self.label].numpy()}
         )
 
-    def restore(self, found: Mapping[str, Any]) -> None:
+    def _follow_on(self, found: Mapping[str, Any]) -> None:
+        """Go on with those of a checkpoint."""
         super().restore(found)
         self.tangents = {key[8:]: torch.from_numpy(v.copy()) for key, v in found.items() if key.startswith("tangent:")}
         kept = {key[10:]: torch.from_numpy(v.copy()) for key, v in found.items() if key.startswith("alternate:")}
         self.weight = kept.pop("weight")[self.first]
         self.alternate = kept
         self.differs = self._compare(self.carry, self.alternate)
-        self.recorded = list(torch.from_numpy(found["recorded"].copy()))
 
     def finish(self, words: NDArray[np.int64], cotangent: object) -> dict[str, Any]:
         return {"tangents": torch.stack(self.recorded).numpy()}
 
 
-def _offers(call: _Decision, slope: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _chances(decider: _Decider) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """Of each decision the cumulative chances; and who decided by which words."""
+    return [call.cumulative for call in decider.calls], [(call.occupied, call.word) for call in decider.calls]
+
+
+def offers(call: Decision, slope: Tensor) -> list[tuple[Tensor, Tensor]]:
     """What one decision offers: for each of its outcomes, in order, the other one and its weight.
 
     Args:
         call: the decision.
-        slope: derivative of its cumulative chances [P + 1, outcomes, agents, lanes].
+        slope: derivative of its cumulative chances [directions, outcomes, agents, lanes].
 
     Returns:
         The outcome in place of the actual one, numbered from 0, the number of outcomes for none [agents, lanes]; its
-        weight by direction, 0 where nothing is offered [agents, lanes, P + 1].
+        weight by direction, 0 where nothing is offered [agents, lanes, directions].
     """
     occupied = call.occupied > 0
     point = (call.word.to(torch.float64) + 0.5) / _SCALE
