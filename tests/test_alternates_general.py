@@ -14,7 +14,7 @@ from lpm.analysis.audit import resolve_estimator
 from lpm.errors import CheckpointError, InputError
 from lpm.estimators import candidates, evaluate
 from lpm.kernels.spec import hazards
-from lpm.passes.alternates_general import Decision, offers
+from lpm.passes.doors import Decision, offers
 from lpm.relax import one_minus_exp, sample
 from lpm.simulation import Keeper, run
 from lpm.worlds.local import LocalWorld

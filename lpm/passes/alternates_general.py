@@ -1,9 +1,9 @@
 """Cluster alternates for protocols of any kind, in torch: what would have been, had one decision come out otherwise.
 
 The executor of `lpm.kernels.alternates` knows contagions alone. Here nothing is known of a protocol but the two doors
-it uses: every random decision goes through `lpm.relax.sample`, and everything that people hear of one another is a sum
-over a network (paper, eq. 1). So the same protocols run on two populations in every step: the actual one, and one made
-of each household's alternative, with the same random words. For that the two doors say other things:
+it uses (`doors`): by one it decides, by the other it hears of others. So the same protocols run on two populations in
+every step: the actual one, and one made of each household's alternative, with the same random words. For that the two
+doors say other things:
 1. In the groups of one layer (households; `clusters_of`) an alternative hears its own people. Over every other network
    it hears the actual sum, and what it sends there, less what the actual people send, goes into the sum's derivative
    times the household's weight.
@@ -37,15 +37,15 @@ from torch import Tensor
 from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.kernels.alternates import layers_of
-from lpm.kernels.spec import decode
-from lpm.networks import Network, adding_through, as_words
+from lpm.networks import Network, adding_through
+from lpm.passes.doors import REMEDY, SCALE, Actual, Alternative, Decider, Decision, Tangent, offers
 from lpm.passes.plain import Plain
 from lpm.passes.steps import Arrays, Rounds, Steps, push, soft, split
 from lpm.population.partition import clusters
-from lpm.relax import attach, decide, deciding_through, thresholds
+from lpm.relax import deciding_through
 from lpm.rng import Address
 
-__all__ = ["AlternatesGeneral", "Change", "Choice", "Decision", "clusters_of", "offers"]
+__all__ = ["AlternatesGeneral", "Change", "Choice", "clusters_of"]
 
 _CHOICE = 65_535
 """The number of the protocol at whose address the choice between alternatives is drawn: no model has so many."""
@@ -53,8 +53,6 @@ _CHOICE = 65_535
 _LEAST = 0.01
 """Part of the weight of a change of all parameters in the size of an alternative, for one that the reference says
 nothing about."""
-
-_SCALE = 4294967296.0
 
 
 def clusters_of(model: Model) -> tuple[NDArray[np.int64], str | None]:
@@ -74,205 +72,12 @@ def clusters_of(model: Model) -> tuple[NDArray[np.int64], str | None]:
     return label, model.networks[layers[0]].name if layers else None
 
 
-# ---- the two doors
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One call of `sample`: who decided [agents, lanes], between which chances [outcomes, agents, lanes], by which
-    words [agents, lanes].
-    """
-
-    occupied: Tensor
-    cumulative: Tensor
-    word: Tensor
-
-
-class _Decider:
-    """What `sample` says while a step is taken: hard outcomes, without derivatives.
-
-    Args:
-        loop: of the run, which knows whose step it is.
-        forced: for each call the outcome that an agent must have, or −1 [agents, lanes].
-    """
-
-    def __init__(self, loop: Steps, forced: Sequence[Tensor] = ()) -> None:
-        self._loop, self._forced = loop, forced
-        self.decided: set[int] = set()
-        self.calls: list[Decision] = []
-
-    def __call__(self, occupied: Tensor, cumulative: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
-        self.decided.add(self._loop.viewing)
-        if not cumulative:
-            return []
-        shape = (self._loop.model.population.agents, self._loop.lanes)
-        occupied = occupied.detach()
-        outcomes = [chosen.expand(shape) for chosen in decide(cumulative, uniform)]
-        if self._forced:
-            forced = self._forced[len(self.calls)]
-            outcomes = [torch.where(forced < 0, chosen, forced == k) for k, chosen in enumerate(outcomes)]
-        chances = torch.stack([chance.expand(shape) for chance in cumulative])
-        self.calls.append(Decision(occupied.expand(shape), chances, uniform.expand(shape)))
-        return [occupied * chosen.to(torch.float64) for chosen in outcomes]
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """One call over a network: what the actual people send [agents, lanes], and their sums [cells, lanes] if it added
-    up.
-    """
-
-    name: str
-    sent: Tensor
-    words: Tensor | None
-
-
-class _Actual:
-    """Adds up what the actual people send, and remembers it.
-
-    Args:
-        loop: of the run, which knows whose step it is.
-        layer: the network in which alternatives hear one another.
-    """
-
-    def __init__(self, loop: Steps, layer: str | None) -> None:
-        self._loop, self._layer = loop, layer
-        self.heard: list[_Heard] = []
-
-    def sum(self, network: Network, messages: Tensor) -> Tensor:
-        return _own_sum(self._loop, network, messages, self._layer)
-
-    def total(self, network: Network, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
-        sent = as_words(hard)
-        words = network.add(sent)
-        self.heard.append(_Heard(network.name, sent, words))
-        return words, network.add(soft)
-
-    def own(self, network: Network, hard: Tensor, soft: Tensor) -> Tensor:
-        self.heard.append(_Heard(network.name, as_words(hard), None))
-        return hard
-
-
-class _Alternative:
-    """Tells alternatives what they hear, and takes what they send beside the actual people as a derivative.
-
-    Args:
-        loop: see `_Actual`.
-        layer: see `_Actual`.
-        heard: what the actual people sent, call by call.
-        weight: of each agent's alternative, by direction [agents, lanes, directions]; None if nobody asks.
-        expected: what must be sent in each call, if that is known [agents, lanes].
-
-    Attributes:
-        sent: what alternatives send in each call [agents, lanes].
-        moved: the derivative that this is of what the call gives, by direction.
-        more: of what it is: network, whether the call added up, and by how much each alternative sends more.
-    """
-
-    def __init__(
-        self,
-        loop: Steps,
-        layer: str | None,
-        heard: Sequence[_Heard],
-        weight: Tensor | None = None,
-        expected: Sequence[Tensor] | None = None,
-    ) -> None:
-        self._loop, self._layer, self._heard = loop, layer, heard
-        self._weight, self._expected = weight, expected
-        self.sent: list[Tensor] = []
-        self.moved: list[Tensor] = []
-        self.more: list[tuple[Network, bool, Tensor]] = []
-
-    def sum(self, network: Network, messages: Tensor) -> Tensor:
-        return _own_sum(self._loop, network, messages, self._layer)
-
-    def _next(self, network: Network, hard: Tensor, adds_up: bool) -> tuple[_Heard, Tensor]:
-        """What the actual people sent in this call, and by how much alternatives differ, times weight, by direction."""
-        call, sent = len(self.sent), as_words(hard)
-        heard = self._heard[call] if call < len(self._heard) else None
-        if heard is None or heard.name != network.name or heard.sent.shape != sent.shape:
-            raise InputError(
-                f"Whether {_speaking(self._loop)} adds up over {network.name} depends on people's state: "
-                "no alternative can follow it.",
-                "Add up in every step, zeros where nobody sends, or use gradient=fd.",
-            )
-        if self._expected is not None and not torch.equal(sent, self._expected[call]):
-            raise InputError(
-                f"What {_speaking(self._loop)} sends over {network.name} depends on other people past the networks: "
-                "no alternative can follow it.",
-                _OWN,
-            )
-        self.sent.append(sent)
-        if self._weight is None:
-            return heard, torch.zeros(0, dtype=torch.float64)
-        # A layer's own differences act within the alternatives.
-        more = decode(sent - heard.sent) if network.name != self._layer else torch.zeros_like(hard)
-        self.more.append((network, adds_up, more))
-        return heard, (self._weight * more[..., None]).movedim(-1, 0)
-
-    def total(self, network: Network, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
-        heard, moved = self._next(network, hard, adds_up=True)
-        self.moved.append(torch.stack([network.add(each) for each in moved]) if moved.numel() else moved)
-        words = network.add(self.sent[-1]) if network.name == self._layer else heard.words
-        assert words is not None
-        return words, decode(words)
-
-    def own(self, network: Network, hard: Tensor, soft: Tensor) -> Tensor:
-        heard, moved = self._next(network, hard, adds_up=False)
-        self.moved.append(moved)
-        # Whoever hears the actual sum takes off the actual own part: nobody meets themselves.
-        return hard if network.name == self._layer else decode(heard.sent)
-
-
-class _Tangent:
-    """Adds up what the actual people send, with derivatives, those of alternatives among them.
-
-    Args:
-        loop: see `_Actual`.
-        layer: see `_Actual`.
-        moved: for each call zeros that carry the derivative of what alternatives send besides.
-    """
-
-    def __init__(self, loop: Steps, layer: str | None, moved: Sequence[Tensor]) -> None:
-        self._loop, self._layer, self._moved = loop, layer, iter(moved)
-
-    def sum(self, network: Network, messages: Tensor) -> Tensor:
-        return _own_sum(self._loop, network, messages, self._layer)
-
-    def total(self, network: Network, hard: Tensor, soft: Tensor) -> tuple[Tensor, Tensor]:
-        return network.add(as_words(hard)), network.add(soft) + next(self._moved)
-
-    def own(self, network: Network, hard: Tensor, soft: Tensor) -> Tensor:
-        return attach(hard, soft + next(self._moved))
-
-
-_OWN = "Let it depend on one's own state, the environment and sums over networks, or use gradient=fd."
-
-
-def _speaking(loop: Steps) -> str:
-    """The protocol that was last shown a step."""
-    return loop.model.protocols[loop.viewing].name
-
-
-def _own_sum(loop: Steps, network: Network, messages: Tensor, layer: str | None) -> Tensor:
-    """A sum that a protocol makes itself: alternatives may hear their own household so, and nobody else."""
-    if network.name != layer:
-        raise InputError(
-            f"{_speaking(loop)} adds up over {network.name} by Network.sum, where no derivative can be followed.",
-            f"Use step.total({network.name!r}, messages), or gradient=fd.",
-        )
-    return network.add(messages)
-
-
-# ---- the pass
-
-
 @dataclass(frozen=True)
 class _Taken:
     """A step once taken: the carry after it, and what was decided and heard on the way."""
 
     carry: Arrays
-    decider: _Decider
+    decider: Decider
 
 
 @dataclass(frozen=True)
@@ -302,7 +107,7 @@ class Change:
     Attributes:
         before: the carry with which it began.
         sums: opened in it.
-        emitted: see `_Alternative.more`, of the shared sums.
+        emitted: see `Alternative.more`, of the shared sums.
         sent: the same of local sums.
         old: by how much the outputs of each agent's old alternative differ [O, agents, lanes].
         new: the same of the one that is new.
@@ -359,8 +164,8 @@ class AlternatesGeneral(Plain):
 
     def _begin(self, theta: Tensor) -> tuple[Arrays, Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
         """As `_values`, of the start, which has no outputs."""
-        decider = _Decider(self.loop)
-        with deciding_through(decider), adding_through(_Actual(self.loop, self.layer)):
+        decider = Decider(self.loop)
+        with deciding_through(decider), adding_through(Actual(self.loop, self.layer)):
             carry = self.loop.start(theta)
         return split(carry)[0], torch.zeros(0), *_chances(decider)
 
@@ -381,24 +186,24 @@ class AlternatesGeneral(Plain):
             The floating part of the carry after it, the outputs [O, lanes], and of each decision the cumulative
             chances, and who decided by which words.
         """
-        decider = _Decider(self.loop)
-        with deciding_through(decider), adding_through(_Tangent(self.loop, self.layer, moved)):
+        decider = Decider(self.loop)
+        with deciding_through(decider), adding_through(Tangent(self.loop, self.layer, moved)):
             carry, records = self.loop.advance(t, theta, floats | others, sums)
         return split(carry)[0], self.loop.model.values(records), *_chances(decider)
 
     def _soft_sums(self, t: int, others: Arrays, theta: Tensor, floats: Arrays, moved: Sequence[Tensor]) -> Arrays:
         """What the actual people send into shared networks, with derivatives; see `_values`."""
-        with adding_through(_Tangent(self.loop, self.layer, moved)):
+        with adding_through(Tangent(self.loop, self.layer, moved)):
             return {key: soft(value) for key, value in self.loop.emit(t, theta, floats | others).items()}
 
     def start(self) -> None:
         theta = self.loop.theta
-        actual = self._take(lambda: self.loop.start(theta), _Actual(self.loop, self.layer))
+        actual = self._take(lambda: self.loop.start(theta), Actual(self.loop, self.layer))
         self._require_by_agent(actual.carry)
         self.tangents, _, slopes = push(lambda theta: self._begin(theta)[:3], (theta,), (self.directions,))
         nobody = torch.zeros_like(self.differs)
         choice = self._choose(-1, actual.decider.calls, slopes, nobody)
-        flipped = self._take(lambda: self.loop.start(theta), _Actual(self.loop, self.layer), choice.forced)
+        flipped = self._take(lambda: self.loop.start(theta), Actual(self.loop, self.layer), choice.forced)
         self.carry = actual.carry
         self._keep(choice, actual.carry, flipped.carry)
         self._remember_start(choice)
@@ -411,7 +216,7 @@ class AlternatesGeneral(Plain):
         sums, moved, emitted = self._open(t, other)
         differs, weight = self.differs[self.label], self.weight[self.label]
 
-        adder = _Actual(loop, layer)
+        adder = Actual(loop, layer)
         records: list[Arrays] = []
 
         def actually() -> Arrays:
@@ -420,11 +225,11 @@ class AlternatesGeneral(Plain):
             return carry
 
         actual = self._take(actually, adder)
-        apart = _Alternative(loop, layer, adder.heard, weight)
+        apart = Alternative(loop, layer, adder.heard, weight)
         stepped = self._take(lambda: loop.advance(t, theta, other, sums)[0], apart)
         half = self._half(t)
         mixed = before | _mix(half, self.alternate, before)
-        both = _Alternative(loop, layer, adder.heard, expected=_sent(half, adder, apart))
+        both = Alternative(loop, layer, adder.heard, expected=_sent(half, adder, apart))
         found = self._take(lambda: loop.advance(t, theta, mixed, sums)[0], both)
         self._require_autonomy(found.carry, actual.carry | _mix(half, stepped.carry, actual.carry), stepped.carry)
 
@@ -435,7 +240,7 @@ class AlternatesGeneral(Plain):
             (self.directions, self.tangents, moved, apart.moved),
         )
         choice = self._choose(t, actual.decider.calls, slopes, self._compare(actual.carry, stepped.carry))
-        again = _Alternative(loop, layer, adder.heard)
+        again = Alternative(loop, layer, adder.heard)
         flipped = self._take(lambda: loop.advance(t, theta, before, sums)[0], again, choice.forced)
 
         own = loop.model.by_agent(before, actual.carry)
@@ -459,9 +264,9 @@ class AlternatesGeneral(Plain):
         )
         self.recorded.append((counted + change.path.permute(1, 2, 0))[..., :-1])
 
-    def _take(self, step: Callable[[], Arrays], adder: _Actual | _Alternative, forced: Sequence[Tensor] = ()) -> _Taken:
+    def _take(self, step: Callable[[], Arrays], adder: Actual | Alternative, forced: Sequence[Tensor] = ()) -> _Taken:
         """A step of one of the populations."""
-        decider = _Decider(self.loop, forced)
+        decider = Decider(self.loop, forced)
         drawing = self.loop.drawing = set()
         try:
             with deciding_through(decider), adding_through(adder):
@@ -482,16 +287,16 @@ class AlternatesGeneral(Plain):
         """⊕: the step's sums, exact, their derivatives by direction, and what alternatives send into them besides."""
         loop, theta = self.loop, self.loop.theta
         floats, others = split(self.carry)
-        adder = _Actual(self.loop, self.layer)
+        adder = Actual(self.loop, self.layer)
         with adding_through(adder):
             summed = loop.emit(t, theta, self.carry)
         if not summed:
             return {}, {}, []
-        apart = _Alternative(loop, self.layer, adder.heard, self.weight[self.label])
+        apart = Alternative(loop, self.layer, adder.heard, self.weight[self.label])
         with adding_through(apart):
             loop.emit(t, theta, other)
         half = self._half(t)
-        with adding_through(_Alternative(loop, self.layer, adder.heard, expected=_sent(half, adder, apart))):
+        with adding_through(Alternative(loop, self.layer, adder.heard, expected=_sent(half, adder, apart))):
             loop.emit(t, theta, self.carry | _mix(half, self.alternate, self.carry))
 
         nothing = [torch.zeros_like(each[0]) for each in apart.moved]
@@ -600,7 +405,7 @@ class AlternatesGeneral(Plain):
             if not torch.equal(value, found[key]) or (key.startswith("env:") and not torch.equal(value, stepped[key])):
                 raise InputError(
                     f"{key.partition(':')[2]} depends on other people past the networks: no alternative can follow it.",
-                    _OWN,
+                    REMEDY,
                 )
 
     def _require_outputs(self, own: Tensor, records: Arrays) -> None:
@@ -646,46 +451,9 @@ class AlternatesGeneral(Plain):
         return {"tangents": torch.stack(self.recorded).numpy()}
 
 
-def _chances(decider: _Decider) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+def _chances(decider: Decider) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
     """Of each decision the cumulative chances; and who decided by which words."""
     return [call.cumulative for call in decider.calls], [(call.occupied, call.word) for call in decider.calls]
-
-
-def offers(call: Decision, slope: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What one decision offers: for each of its outcomes, in order, the other one and its weight.
-
-    Args:
-        call: the decision.
-        slope: derivative of its cumulative chances [directions, outcomes, agents, lanes].
-
-    Returns:
-        The outcome in place of the actual one, numbered from 0, the number of outcomes for none [agents, lanes]; its
-        weight by direction, 0 where nothing is offered [agents, lanes, directions].
-    """
-    occupied = call.occupied > 0
-    point = (call.word.to(torch.float64) + 0.5) / _SCALE
-    before, moved = torch.zeros_like(point), torch.zeros_like(slope[:, 0])
-    reached = occupied
-    found = []
-    for k, total in enumerate(call.cumulative):
-        left = torch.where(before < 1.0, 1.0 - before, 1.0)
-        chance = torch.clamp((total - before) / left, 0.0, 1.0)
-        rate = (slope[:, k] - moved + chance * moved) / left
-        rate[-1] += chance * (1.0 - chance)
-        yes = reached & (call.word < thresholds(total))
-        likely = chance > 0.5
-        # Its word, given "no" in place of "yes", is uniform in what is left.
-        again = total + (point - before) / torch.where(likely, total - before, 1.0) * (1.0 - total)
-        outcome = torch.full_like(call.word, len(call.cumulative))
-        for later in reversed(range(k + 1, len(call.cumulative))):
-            outcome = torch.where(again < call.cumulative[later], later, outcome)
-        weight = torch.where(
-            likely, -rate / torch.where(likely, chance, 1.0), rate / torch.where(likely, 1.0, 1.0 - chance)
-        )
-        offered = torch.where(likely, yes, reached & ~yes)
-        found.append((torch.where(likely, outcome, k), torch.where(offered, weight, 0.0).movedim(0, -1)))
-        reached, before, moved = reached & ~yes, total, slope[:, k]
-    return found
 
 
 def _race(size: Tensor, words: Tensor) -> Tensor:
@@ -695,7 +463,7 @@ def _race(size: Tensor, words: Tensor) -> Tensor:
         size: [X, lanes].
         words: two 32-bit words of each [2, X].
     """
-    point = torch.clamp((words[0] + (words[1] + 0.5) / _SCALE) / _SCALE, max=1.0 - 2.0**-53)
+    point = torch.clamp((words[0] + (words[1] + 0.5) / SCALE) / SCALE, max=1.0 - 2.0**-53)
     return size / -torch.log(point)[:, None]
 
 
@@ -708,7 +476,7 @@ def _mix(half: Tensor, first: Arrays, second: Arrays) -> Arrays:
     }
 
 
-def _sent(half: Tensor, actual: _Actual, apart: _Alternative) -> list[Tensor]:
+def _sent(half: Tensor, actual: Actual, apart: Alternative) -> list[Tensor]:
     """What people must send, call by call, if some are their alternatives [agents, 1]."""
     return [torch.where(half, other, heard.sent) for heard, other in zip(actual.heard, apart.sent, strict=True)]
 

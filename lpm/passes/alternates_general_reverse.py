@@ -22,7 +22,8 @@ from torch.func import vjp, vmap
 
 from lpm import ring
 from lpm.networks import Network
-from lpm.passes.alternates_general import AlternatesGeneral, Change, Choice, Decision, offers
+from lpm.passes.alternates_general import AlternatesGeneral, Change, Choice
+from lpm.passes.doors import Decision, offers
 from lpm.passes.steps import Arrays, Kept, Rounds, Steps, pack_kept, split, unpack_kept
 
 __all__ = ["AlternatesGeneralReverse"]
