@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lpm.kernels.addresses import Addresses, column
 from lpm.kernels.clusters import BARE, GONE, HELD, OLD, Day, Flips, Frame, Fresh, Outcome, Part, Sent, Slots, layer_of
 from lpm.kernels.cpu import share_out
-from lpm.kernels.evolution import uncounted_seed
+from lpm.kernels.differences import uncounted_seed
 from lpm.kernels.frames import make_sent
 
 __all__ = ["Before", "Cotangents", "Tape", "before", "gather_edges", "pull", "pull_sent", "record", "shifts"]

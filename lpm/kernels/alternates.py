@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpm.errors import InputError
-from lpm.kernels import adjoint, clusters, evolution, offers
+from lpm.kernels import adjoint, clusters, differences, evolution, offers
 from lpm.kernels.addresses import addresses_of
 from lpm.kernels.cell_hazards import cell_hazards
 from lpm.kernels.clusters import LONGEST, Day, Frame, Part, Sent, Slots
@@ -310,7 +310,7 @@ class _Clusters:
         if slots.link.shape[1]:
             share_out([partial(evolution.link, part, frame, slots, flips, fresh) for part in self.parts], self.threads)
         seen = (after, frame, slots, *lists)
-        share_out([partial(evolution.survey, part, *seen) for part in self.parts], self.threads)
+        share_out([partial(differences.survey, part, *seen) for part in self.parts], self.threads)
         self.flow[:, :, lane] = flow.sum(axis=0)
         self.count[:, :, lane] += count.sum(axis=0)
 
@@ -331,7 +331,7 @@ class _Clusters:
             for lists, last in ((self.alternative, False), (self.member, True)):
                 to = np.empty(int(begins[-1]), dtype=lists[lane].dtype)
                 jobs = [
-                    partial(evolution.pack, part, slots, lists[lane], to, int(begin), last)
+                    partial(differences.pack, part, slots, lists[lane], to, int(begin), last)
                     for part, begin in zip(self.parts, begins, strict=False)
                 ]
                 self.ends[lane][:] = share_out(jobs, self.threads)
@@ -501,7 +501,7 @@ class _Clusters:
         readers = place.readers_by_source if isinstance(place, Edges) else _IN_CELLS
         kept = make_sent(slots.held.size if along and self.taped else 0)
         lists, room = (self.member[lane], self.alternative[lane]), np.empty(LONGEST + 1, dtype=np.int32)
-        entries = evolution.scatter(
+        entries = differences.scatter(
             stage,
             self.frame,
             slots,
