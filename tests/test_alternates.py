@@ -179,13 +179,3 @@ def test_a_layer_of_large_groups_is_refused_with_the_remedy():
                 run(model, np.array([[0.5]]), steps=3, seed=1, derivative="alternates")
         else:
             assert run(model, np.array([[0.5]]), steps=3, seed=1, derivative="alternates").tangents is not None
-
-
-def test_a_protocol_it_cannot_follow_is_refused_backwards():
-    model = models.town(60)
-    load = lpm.Dynamics({"load": 0.0}, lambda values, inputs: {"load": -values["load"]})
-    both = lpm.Model(
-        model.population, model.networks, [load, models.disease()], outputs=model.outputs, class_counts={"age": 3}
-    )
-    with pytest.raises(InputError, match="dynamics have a state"):
-        run(both, _theta(both), steps=3, seed=1, derivative="alternates-reverse")
