@@ -24,7 +24,8 @@ from lpm import ring
 from lpm.networks import Network
 from lpm.passes.alternates_general import AlternatesGeneral, Change, Choice
 from lpm.passes.doors import Decision, offers
-from lpm.passes.steps import Arrays, Kept, Rounds, Steps, pack_kept, split, unpack_kept
+from lpm.passes.kept import Kept
+from lpm.passes.steps import Arrays, Rounds, Steps, split
 
 __all__ = ["AlternatesGeneralReverse"]
 
@@ -40,7 +41,7 @@ class AlternatesGeneralReverse(AlternatesGeneral):
     def __init__(self, loop: Steps, rounds: Rounds) -> None:
         super().__init__(loop, rounds)
         # What each step began with and was given; and the parts of its map, those of the start before them.
-        self.kept: Kept = []
+        self.kept = Kept()
         self.parts: list[Parts] = []
 
     def _directions(self, unit: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +52,7 @@ class AlternatesGeneralReverse(AlternatesGeneral):
         self.parts.append(self._chosen(choice))
 
     def _remember(self, change: Change) -> None:
-        self.kept.append((change.before, change.sums))
+        self.kept.add(change.before, change.sums)
         parts = self._chosen(change.choice)
         parts |= {"old": self._by_cluster(change.old), "new": self._by_cluster(change.new), "stays": change.choice.old}
         for kind, calls in ((_EMITTED, change.emitted), (_SENT, change.sent)):
@@ -178,7 +179,7 @@ class AlternatesGeneralReverse(AlternatesGeneral):
     # ---- checkpoints
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        found = self._followed() | pack_kept(self.kept)
+        found = self._followed() | self.kept.snapshot()
         for t, parts in enumerate(self.parts):
             for name, value in parts.items():
                 value = value.coalesce()
@@ -189,7 +190,7 @@ class AlternatesGeneralReverse(AlternatesGeneral):
 
     def restore(self, found: Mapping[str, Any]) -> None:
         self._follow_on(found)
-        self.kept = unpack_kept(found)
+        self.kept = Kept.restored(found)
         self.parts = [{} for _ in range(1 + len(self.kept))]
         for name, index in found.items():
             head, *rest = name.split(":", 3)

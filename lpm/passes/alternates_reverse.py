@@ -31,8 +31,9 @@ from lpm.kernels.cpu import workers
 from lpm.kernels.spec import Slopes, hazards
 from lpm.networks import Edges, Network
 from lpm.passes.carried import Contagions, Told, environment
+from lpm.passes.kept import Kept
 from lpm.passes.plain import Plain
-from lpm.passes.steps import Arrays, Kept, Rounds, Steps, pack_kept, unpack_kept
+from lpm.passes.steps import Arrays, Rounds, Steps
 
 __all__ = ["AlternatesReverse"]
 
@@ -75,7 +76,7 @@ class AlternatesReverse(Plain):
         self.executor = loop.executor
         self.contagions = Contagions(loop, self.executor)
         # What each step began with, and the sums and references that were opened in it.
-        self.kept: Kept = []
+        self.kept = Kept()
         self.segments = [_Segment(_START)]
         agents = sum(each.spec.agents for each in self.contagions.all)
         self._room = max(TAPE_BYTES, TAPE_BYTES_PER_AGENT * agents * loop.lanes)
@@ -126,7 +127,7 @@ class AlternatesReverse(Plain):
         emitted = self.contagions.emitted(self.carry)
         sums, opened = self.open(t, summed, {f"{key}{_REFERENCE}": value[..., 0] for key, value in emitted.items()})
         references = {key: torch.from_numpy(value) for key, value in opened.items()}
-        self.kept.append((environment(self.carry), sums | references))
+        self.kept.add(environment(self.carry), sums | references)
         records = self._step(t)
         self.rounds.see(self.loop.env(self.carry))
         return records
@@ -213,12 +214,12 @@ class AlternatesReverse(Plain):
                 *segment.alternatives.items(),
             ]
         }
-        return super().snapshot() | self.contagions.snapshot() | pack_kept(self.kept) | begun
+        return super().snapshot() | self.contagions.snapshot() | self.kept.snapshot() | begun
 
     def restore(self, found: Mapping[str, Any]) -> None:
         super().restore(found)
         self.contagions.restore(self.loop, found)
-        self.kept = unpack_kept(found)
+        self.kept = Kept.restored(found)
         begun: dict[int, _Segment] = {}
         for name, value in found.items():
             if name.startswith("segment:"):

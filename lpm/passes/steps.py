@@ -25,12 +25,9 @@ from lpm.flame.protocol import Step
 from lpm.kernels.spec import Executor, Summed
 from lpm.worlds.world import Exponents, World
 
-__all__ = ["Arrays", "Kept", "Rounds", "Steps", "pack_kept", "push", "soft", "split", "spread", "unpack_kept"]
+__all__ = ["Arrays", "Rounds", "Steps", "push", "soft", "split", "spread"]
 
 Arrays = dict[str, Tensor]
-
-Kept = list[tuple[Arrays, Arrays]]
-"""What each step began with and the sums it was given: what a way back needs."""
 
 _FORWARD_MODE = threading.Lock()
 """Torch keeps the level of forward-mode differentiation once per process: two threads must not be in it together."""
@@ -172,26 +169,6 @@ def split(carry: Arrays) -> tuple[Arrays, Arrays]:
     return floats, {key: value for key, value in carry.items() if key not in floats}
 
 
-def pack_kept(kept: Kept) -> dict[str, NDArray[Any]]:
-    """What a way back needs, for a checkpoint."""
-    return {
-        f"kept:{t}:{part}:{key}": value.numpy()
-        for t, both in enumerate(kept)
-        for part, arrays in zip(("carry", "sums"), both, strict=True)
-        for key, value in arrays.items()
-    }
-
-
-def unpack_kept(found: Mapping[str, Any]) -> Kept:
-    """The inverse of `pack_kept`, from a checkpoint's arrays."""
-    kept: Kept = [({}, {}) for _ in range(int(found["step"]))]
-    for name, value in found.items():
-        if name.startswith("kept:"):
-            _, t, part, key = name.split(":", 3)
-            kept[int(t)][("carry", "sums").index(part)][key] = torch.from_numpy(value.copy())
-    return kept
-
-
 class Rounds:
     """Packs sums (and tangents or cotangents) into one round a step, and keeps the exponents and the digest of e."""
 
@@ -254,6 +231,7 @@ def spread(name: str) -> tuple[str, int]:
         return {"by-agent": ("agents", 1), "in-all": ("sum", 0)}.get(rest.rpartition(":")[2], ("own", 0))
     if head == "kept":
         _, head, rest = rest.split(":", 2)
+        head = "carry" if head.startswith("stages") else head
     if head in ("carry", "tangent"):
         # A tangent has the axis of directions before that of agents.
         return ("agents", int(head == "tangent")) if rest.startswith("state:") else ("same", 0)

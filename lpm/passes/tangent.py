@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from lpm import ring
+from lpm.passes.kept import Kept
 from lpm.passes.plain import Plain
-from lpm.passes.steps import Arrays, Kept, Rounds, Steps, pack_kept, push, soft, split, unpack_kept
+from lpm.passes.steps import Arrays, Rounds, Steps, push, soft, split
 
 __all__ = ["Forward", "Reverse"]
 
@@ -88,7 +89,7 @@ class Reverse(Plain):
 
     loop: Steps
     rounds: Rounds
-    kept: Kept = field(default_factory=list)
+    kept: Kept = field(default_factory=Kept)
 
     def __post_init__(self) -> None:
         self.carry: Arrays = {}
@@ -97,17 +98,17 @@ class Reverse(Plain):
         before = self.carry
         summed = self.loop.emit(t, self.loop.theta, before)
         sums, _ = self.open(t, summed, {})
-        self.kept.append((before, sums))
+        self.kept.add(before, sums)
         self.carry, records = self.loop.advance(t, self.loop.theta, before, sums)
         self.rounds.see(self.loop.env(self.carry))
         return records
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        return super().snapshot() | pack_kept(self.kept)
+        return super().snapshot() | self.kept.snapshot()
 
     def restore(self, found: Mapping[str, Any]) -> None:
         super().restore(found)
-        self.kept = unpack_kept(found)
+        self.kept = Kept.restored(found)
 
     def finish(self, words: NDArray[np.int64], cotangent: Any) -> dict[str, Any]:
         pulled = torch.tensor(cotangent(ring.decode(words)), dtype=torch.float64)
