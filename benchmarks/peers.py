@@ -1,6 +1,6 @@
 """A day of an epidemic in lpm, Starsim and Covasim: the same number of agents, comparable networks, in one run.
 
-    python benchmarks/peers.py [--agents 200000] [--days 60] [--json FILE]
+    python benchmarks/peers.py [--agents 3000000] [--days 30] [--json FILE]
 
 The peers are installed from the package index into a virtual environment of their own, which is kept in the user's
 cache. Comparable means: each person has housemates, colleagues and passing contacts, some 8 edges in all for Starsim
@@ -95,8 +95,8 @@ def measure(agents: int, days: int) -> dict[str, object]:
 def main() -> int:
     """Compare, print a table, say whether the bars are met by the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--agents", type=int, default=200_000)
-    parser.add_argument("--days", type=int, default=60)
+    parser.add_argument("--agents", type=int, default=3_000_000)
+    parser.add_argument("--days", type=int, default=30)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = measure(options.agents, options.days)
