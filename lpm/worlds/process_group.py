@@ -72,17 +72,20 @@ class Ranks:
             ) from None
         self._said = False
         self._found: PeerLost | None = None
+        self._last: dist.Work | None = None
         atexit.register(self._leave)
-        threading.Thread(target=self._beat, args=(self._store.clone(),), name="heart", daemon=True).start()
+        self._leaving = threading.Event()
+        self._heart = threading.Thread(target=self._beat, args=(self._store.clone(),), name="heart", daemon=True)
+        self._heart.start()
         ranks.link(self)
 
     # ---- who is there
 
     def _beat(self, store: c10d.Store) -> None:
         """Tell the others, again and again, that this process lives."""
-        count, pause = 0, threading.Event()
+        count = 0
         with contextlib.suppress(RuntimeError):  # the store is gone: so is the job
-            while not pause.wait(_BEAT):
+            while not self._leaving.wait(_BEAT):
                 store.set(f"lpm/beat/{self.rank}", str(count))
                 count += 1
 
@@ -92,6 +95,9 @@ class Ranks:
     def _leave(self) -> None:
         if not self._said:
             self.say_end("")
+        # A thread that calls the store while the interpreter ends would end the process with SIGABRT.
+        self._leaving.set()
+        self._heart.join(_LISTEN)
         if self._neighbours is not None:
             self._neighbours.close()
         if dist.is_initialized():
@@ -154,6 +160,16 @@ class Ranks:
 
     # ---- what they exchange
 
+    def _done(self, work: dist.Work | None) -> None:
+        """Wait for a collective operation.
+
+        It stays referenced until the next one. Otherwise gloo's thread would be the last to let go of its tensors, for
+        which it needs the interpreter; and where that is just ending, the process would end with SIGABRT.
+        """
+        assert work is not None
+        work.wait()
+        self._last = work
+
     def add(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
         """Σ over ranks, modulo 2^64; at every rank."""
         if self._neighbours is not None:
@@ -161,7 +177,7 @@ class Ranks:
                 return self._neighbours.add(words)
         total = torch.from_numpy(np.ascontiguousarray(words).reshape(-1).copy()).to(self._device)
         with self.together():
-            dist.all_reduce(total)
+            self._done(dist.all_reduce(total, async_op=True))
             total = total.cpu()
         return total.numpy().reshape(words.shape)
 
@@ -170,7 +186,7 @@ class Ranks:
         mine = torch.from_numpy(np.ascontiguousarray(values))
         found = [torch.empty_like(mine) for _ in range(self.ranks)]
         with self.together():
-            dist.all_gather(found, mine)
+            self._done(dist.all_gather(found, mine, async_op=True))
         return [each.numpy() for each in found]
 
     def require_same(self, **values: object) -> None:
@@ -199,7 +215,7 @@ class Ranks:
         data = torch.frombuffer(bytearray(payload or bytes(size)), dtype=torch.uint8)
         with self.together():
             for piece in _pieces(data):
-                dist.broadcast(piece, 0)
+                self._done(dist.broadcast(piece, 0, async_op=True))
         return unpack(data.numpy().tobytes())["content"]
 
     def collect(self, content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -224,13 +240,13 @@ class Ranks:
     def _send(self, payload: bytes, to: int) -> None:
         with self.together():
             for piece in _pieces(torch.frombuffer(bytearray(payload), dtype=torch.uint8)):
-                dist.send(piece, to)
+                self._done(dist.isend(piece, to))
 
     def _receive(self, size: int, source: int) -> bytes:
         data = torch.empty(size, dtype=torch.uint8)
         with self.together():
             for piece in _pieces(data):
-                dist.recv(piece, source)
+                self._done(dist.irecv(piece, source))
         return data.numpy().tobytes()
 
 
