@@ -36,6 +36,10 @@ _MEANING = {
 }
 
 
+_OF_EVERYBODY = ("answered", "held", "decisions")
+"""What parties open that is not by group."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """One row: a kind of opened sum.
@@ -124,7 +128,7 @@ def read_leakage(path: Path) -> Leakage:
     seen = []
     for (tensor, to), (sums, words, first, last) in sorted(counted.items(), key=lambda item: (item[0][1], item[0][0])):
         base = tensor.partition("/")[0].partition(":")[0]
-        grouped = to == "parties" and base not in ("answered", "held")
+        grouped = to == "parties" and base not in _OF_EVERYBODY
         of = f"groups of at least {cell} agents, of {over}" if grouped and cell else over
         steps = f"{first}…{last}" if last >= 0 else ""
         who = f"the {institutions} institutions" if to == "parties" else "the coordinator"

@@ -29,6 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         book.append("task", {"charged": charged, "answered_before": False, "epsilon": 1.5 + number, "delta": 1e-6})
         opened = [
             {"tensor": "emit", "to": "parties", "first": 0, "last": 9 + number, "sums": 10, "words": 40},
+            {"tensor": "decisions", "to": "parties", "first": 17, "last": 17, "sums": 8, "words": 96},
             {"tensor": "loss", "to": "coordinator", "first": -2, "last": -2, "sums": 1, "words": 4},
         ]
         book.append("done" if number else "broken", {"opened": opened, "rescaled": 1})
@@ -38,7 +39,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_table_is_the_sum_of_what_the_ledger_records(run: Path) -> None:
     found = read_leakage(find_ledgers(run)[0])
-    emit, loss = sorted(found.seen, key=lambda row: row.what)
+    decisions, emit, loss = sorted(found.seen, key=lambda row: row.what)
+    assert (decisions.who, decisions.sums, decisions.numbers) == ("the 3 institutions", 16, 192)
+    assert decisions.of == "1,234 agents of 3 institutions" and "likelihood" in decisions.meaning
     assert (emit.who, emit.sums, emit.numbers, emit.steps) == ("the 3 institutions", 20, 80, "0…10")
     assert emit.of == "groups of at least 12 agents, of 1,234 agents of 3 institutions"
     assert (loss.who, loss.sums, loss.numbers, loss.steps) == ("the coordinator", 2, 8, "")
