@@ -37,8 +37,8 @@ from torch import Tensor
 from lpm.errors import InputError
 from lpm.flame.model import Model
 from lpm.kernels.alternates import layers_of
-from lpm.networks import Network, adding_through
-from lpm.passes.doors import REMEDY, SCALE, Actual, Alternative, Decider, Decision, Tangent, offers
+from lpm.networks import adding_through
+from lpm.passes.doors import REMEDY, SCALE, Actual, Alternative, Besides, Decider, Decision, Tangent, offers
 from lpm.passes.plain import Plain
 from lpm.passes.steps import Arrays, Rounds, Steps, push, soft, split
 from lpm.population.partition import clusters
@@ -118,8 +118,8 @@ class Change:
 
     before: Arrays
     sums: Arrays
-    emitted: list[tuple[Network, bool, Tensor]]
-    sent: list[tuple[Network, bool, Tensor]]
+    emitted: list[Besides]
+    sent: list[Besides]
     old: Tensor
     new: Tensor
     weight: Tensor
@@ -283,7 +283,7 @@ class AlternatesGeneral(Plain):
                 )
         return _Taken(carry, decider)
 
-    def _open(self, t: int, other: Arrays) -> tuple[Arrays, Arrays, list[tuple[Network, bool, Tensor]]]:
+    def _open(self, t: int, other: Arrays) -> tuple[Arrays, Arrays, list[Besides]]:
         """⊕: the step's sums, exact, their derivatives by direction, and what alternatives send into them besides."""
         loop, theta = self.loop, self.loop.theta
         floats, others = split(self.carry)
@@ -305,11 +305,7 @@ class AlternatesGeneral(Plain):
             (theta, floats, nothing),
             (self.directions, self.tangents, apart.moved),
         )
-        count = len(self.directions)
-        named = {f"{key}~{k}": value[k].numpy() for key, value in pushed.items() for k in range(count)}
-        sums, opened = self.open(t, summed, named)
-        moved = {key: torch.from_numpy(np.stack([opened[f"{key}~{k}"] for k in range(count)])) for key in sums}
-        return sums, moved, apart.more
+        return *self.open_along(t, summed, pushed), apart.more
 
     # ---- which alternative is kept
 

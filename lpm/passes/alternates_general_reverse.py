@@ -21,9 +21,8 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from lpm import ring
-from lpm.networks import Network
 from lpm.passes.alternates_general import AlternatesGeneral, Change, Choice
-from lpm.passes.doors import Decision, offers
+from lpm.passes.doors import Besides, Decision, offers
 from lpm.passes.kept import Kept
 from lpm.passes.steps import Arrays, Rounds, Steps, split
 
@@ -49,7 +48,7 @@ class AlternatesGeneralReverse(AlternatesGeneral):
         return together, torch.ones((unit.shape[0], 1), dtype=torch.float64)
 
     def _remember_start(self, choice: Choice) -> None:
-        self.parts.append(self._chosen(choice))
+        self._keep_parts(self._chosen(choice))
 
     def _remember(self, change: Change) -> None:
         self.kept.add(change.before, change.sums)
@@ -57,13 +56,16 @@ class AlternatesGeneralReverse(AlternatesGeneral):
         parts |= {"old": self._by_cluster(change.old), "new": self._by_cluster(change.new), "stays": change.choice.old}
         for kind, calls in ((_EMITTED, change.emitted), (_SENT, change.sent)):
             parts |= {f"{kind}:{k}:{network.name}:{int(sums)}": more for k, (network, sums, more) in enumerate(calls)}
+        self._keep_parts(parts)
+
+    def _keep_parts(self, parts: Parts) -> None:
         self.parts.append({name: value.to_sparse() for name, value in parts.items()})
 
     def _chosen(self, choice: Choice) -> Parts:
         """Which alternatives go on into the next step, after `_keep`."""
         found = {f"{_OFFER}:{k}": factor for k, factor in enumerate(choice.offers)}
         found["differs"] = self.differs.to(torch.float64)
-        return {name: value.to_sparse() for name, value in found.items()}
+        return found
 
     def _by_cluster(self, values: Tensor) -> Tensor:
         """Sum [O, agents, lanes] by cluster → [O, clusters, lanes]."""
@@ -114,11 +116,7 @@ class AlternatesGeneralReverse(AlternatesGeneral):
         earlier = parts["stays"] * chosen + torch.einsum("bol,ocl->bcl", pulled, parts["old"])
         earlier = earlier + self._pull_moved(sent, by_moved)
         if sums:
-            named = {f"{key}^{b}": value[b].numpy() for key, value in by_sums.items() for b in range(len(weight))}
-            _, opened = self.rounds.add("adjoint", t, {}, named)
-            returned = {
-                key: torch.from_numpy(np.stack([opened[f"{key}^{b}"] for b in range(len(weight))])) for key in sums
-            }
+            returned = self.rounds.add_back(t, by_sums)
             nothing = [torch.zeros_like(each) for each in _moved(emitted, self.label, weight[0])]
             pull = vjp(partial(self._soft_sums, t, others), theta, floats, nothing)[1]
             more_theta, more_floats, by_moved = vmap(pull)(returned)
@@ -127,7 +125,7 @@ class AlternatesGeneralReverse(AlternatesGeneral):
             earlier = earlier + self._pull_moved(emitted, by_moved)
         return by_theta, before, earlier
 
-    def _calls(self, parts: Parts, kind: str) -> list[tuple[Network, bool, Tensor]]:
+    def _calls(self, parts: Parts, kind: str) -> list[Besides]:
         """What alternatives sent besides, call by call."""
         found = []
         for name, more in parts.items():
@@ -136,7 +134,7 @@ class AlternatesGeneralReverse(AlternatesGeneral):
                 found.append((self.loop.model.network(network), sums == "1", more))
         return found
 
-    def _pull_moved(self, calls: Sequence[tuple[Network, bool, Tensor]], by_moved: list[Tensor]) -> Tensor:
+    def _pull_moved(self, calls: Sequence[Besides], by_moved: list[Tensor]) -> Tensor:
         """Cotangents of the weights from those of what alternatives sent besides [B, clusters, lanes]."""
         zeros = torch.zeros((self.clusters, self.loop.lanes), dtype=torch.float64)
         if not calls:
@@ -220,7 +218,7 @@ def _aside(
     return differentiable, ([each.detach() for each in chances], deciders)
 
 
-def _moved(calls: Sequence[tuple[Network, bool, Tensor]], label: Tensor, weight: Tensor) -> list[Tensor]:
+def _moved(calls: Sequence[Besides], label: Tensor, weight: Tensor) -> list[Tensor]:
     """The derivative of what each call gives, by a weight of each cluster [clusters, lanes]."""
     return [network.add(weight[label] * more) if sums else weight[label] * more for network, sums, more in calls]
 

@@ -188,14 +188,12 @@ class AlternatesReverse(Plain):
             told_back = [each.told(*parts) for each, parts in zip(back.values(), told, strict=True)]
             by_theta, by_env, by_sums = vmap(pull_told)((told_back, after, torch.zeros_like(total)))
             total, after = total + by_theta, by_env
-            named: dict[str, Floats] = {}
-            for each in back.values():
-                for key, value in each.sums().items():
-                    named |= {f"{key}^{b}": by_sums[key][b].numpy() + value[b] for b in range(batch)}
-            if named:
-                _, opened = self.rounds.add("adjoint", t, {}, named)
+            more = {key: value for each in back.values() for key, value in each.sums().items()}
+            if more:
+                by_sums = {key: by_sums[key] + torch.from_numpy(value) for key, value in more.items()}
+                returned = {key: value.numpy() for key, value in self.rounds.add_back(t, by_sums).items()}
                 for each in back.values():
-                    each.receive({key: np.stack([opened[f"{key}^{b}"] for b in range(batch)]) for key in sums})
+                    each.receive(returned)
         taken = self._tape(_START)
         for name, each in back.items():
             each.start(taken[name])

@@ -19,10 +19,15 @@ from lpm.networks import Network, as_words
 from lpm.passes.steps import Steps
 from lpm.relax import attach, decide, thresholds
 
-__all__ = ["REMEDY", "SCALE", "Actual", "Alternative", "Decider", "Decision", "Heard", "Tangent", "offers"]
+__all__ = ["REMEDY", "SCALE", "Actual", "Alternative", "Besides", "Decider", "Decision", "Heard", "Tangent", "offers"]
 
 REMEDY = "Let it depend on one's own state, the environment and sums over networks, or use gradient=fd."
 """What to do about a protocol that looks at others past the networks."""
+
+Besides = tuple[Network, bool, Tensor]
+"""What alternatives send in a call beside the actual people: the network, whether the call adds up, and how much more
+[agents, lanes].
+"""
 
 SCALE = 4294967296.0
 """Of a random word: 2^32."""
@@ -117,7 +122,7 @@ class Alternative:
     Attributes:
         sent: what alternatives send in each call [agents, lanes].
         moved: the derivative that this is of what the call gives, by direction.
-        more: of what it is: network, whether the call added up, and by how much each alternative sends more.
+        more: of what it is.
     """
 
     def __init__(
@@ -132,7 +137,7 @@ class Alternative:
         self._weight, self._expected = weight, expected
         self.sent: list[Tensor] = []
         self.moved: list[Tensor] = []
-        self.more: list[tuple[Network, bool, Tensor]] = []
+        self.more: list[Besides] = []
 
     def sum(self, network: Network, messages: Tensor) -> Tensor:
         return _own_sum(self._loop, network, messages, self._layer)

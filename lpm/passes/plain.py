@@ -42,10 +42,24 @@ class Plain:
         """⊕: exact sums as float64, and opened floats."""
         if not summed:
             return {}, {}
-        words, opened = self.rounds.add("emit", t, {key: value.words.numpy() for key, value in summed.items()}, floats)
+        words, opened = self.rounds.add("emit", t, self._words(summed), floats)
+        return self._read(t, words), opened
+
+    def open_along(self, t: int, summed: Mapping[str, Summed], pushed: Arrays) -> tuple[Arrays, Arrays]:
+        """⊕: exact sums as float64, and their derivatives by direction [directions, cells, lanes]."""
+        if not summed:
+            return {}, {}
+        words, opened = self.rounds.add_each("emit", t, self._words(summed), pushed, "~")
+        return self._read(t, words), {key: torch.from_numpy(value) for key, value in opened.items()}
+
+    @staticmethod
+    def _words(summed: Mapping[str, Summed]) -> dict[str, NDArray[np.int64]]:
+        return {key: value.words.numpy() for key, value in summed.items()}
+
+    def _read(self, t: int, words: Mapping[str, NDArray[np.int64]]) -> Arrays:
         for key, value in words.items():
             self.loop.require_range(key, t, value)
-        return {key: torch.from_numpy(ring.decode(value)) for key, value in words.items()}, opened
+        return {key: torch.from_numpy(ring.decode(value)) for key, value in words.items()}
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """What a checkpoint needs."""

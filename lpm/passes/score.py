@@ -98,11 +98,7 @@ class Score(Plain):
             return {key: soft(value) for key, value in self.loop.emit(t, theta, floats | others).items()}
 
         pushed = push(soft_sums, (theta, floats), (self.directions, self.tangents)) if summed else {}
-        named = {f"{key}~{k}": value[k].numpy() for key, value in pushed.items() for k in range(len(self.directions))}
-        sums, opened = self.open(t, summed, named)
-        moved = {
-            key: torch.from_numpy(np.stack([opened[f"{key}~{k}"] for k in range(len(self.directions))])) for key in sums
-        }
+        sums, moved = self.open_along(t, summed, pushed)
 
         def values(theta: Tensor, floats: Arrays, sums: Arrays) -> tuple[Arrays, Tensor, Tensor]:
             with recording_likelihood() as decisions:
@@ -149,7 +145,7 @@ class Score(Plain):
         outputs, own, path = (torch.stack(each) for each in zip(*self.recorded, strict=True))
         scores = own.permute(0, 2, 3, 1).numpy()
         if self.loop.pairs:
-            named = {f"decisions~{k}": scores[..., k] for k in range(scores.shape[3])}
-            _, opened = self.rounds.add("decisions", len(self.recorded) - 1, {}, named)
-            scores = np.stack([opened[name] for name in named], axis=3)
+            by_parameter = {"decisions": np.moveaxis(scores, 3, 0)}
+            _, opened = self.rounds.add_each("decisions", len(self.recorded) - 1, {}, by_parameter, "~")
+            scores = np.moveaxis(opened["decisions"], 0, 3)
         return {"tangents": path.permute(0, 2, 3, 1).numpy(), "by_component": (outputs.numpy(), scores)}

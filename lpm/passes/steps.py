@@ -205,6 +205,29 @@ class Rounds:
                 {name: self.exponents.decode(name, opened[name]) for name in floats},
             )
 
+    def add_each(
+        self, tensor: str, step: int, words: Mapping[str, NDArray[np.int64]], floats: Mapping[str, Any], mark: str
+    ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.float64]]]:
+        """As `add`, of floats with a leading axis, along which each part has an exponent of its own.
+
+        Args:
+            tensor: see `add`.
+            step: see `add`.
+            words: see `add`.
+            floats: arrays or tensors [X, …].
+            mark: between a name and the number of a part.
+        """
+        named = {f"{key}{mark}{k}": np.asarray(part) for key, value in floats.items() for k, part in enumerate(value)}
+        total, opened = self.add(tensor, step, words, named)
+        return total, {
+            key: np.stack([opened[f"{key}{mark}{k}"] for k in range(len(value))]) for key, value in floats.items()
+        }
+
+    def add_back(self, step: int, cotangents: Mapping[str, Tensor]) -> Arrays:
+        """Σ over shards of cotangents of a step's sums [B, cells, lanes]: the adjoint of a sum is one."""
+        _, opened = self.add_each("adjoint", step, {}, cotangents, "^")
+        return {key: torch.from_numpy(value) for key, value in opened.items()}
+
     def see(self, env: Mapping[str, Tensor]) -> None:
         """Bind the environment into the digest that the next round compares."""
         seen = hashlib.sha256(self.digest)

@@ -51,11 +51,7 @@ class Forward(Plain):
         pushed = {}
         if summed:
             pushed = push(soft_sums, (theta, floats), (self.directions, self.tangents))
-        named = {f"{key}~{k}": value[k].numpy() for key, value in pushed.items() for k in range(len(self.directions))}
-        sums, opened = self.open(t, summed, named)
-        moved = {
-            key: torch.from_numpy(np.stack([opened[f"{key}~{k}"] for k in range(len(self.directions))])) for key in sums
-        }
+        sums, moved = self.open_along(t, summed, pushed)
 
         def values(theta: Tensor, floats: Arrays, sums: Arrays) -> tuple[Arrays, Tensor]:
             carry, records = self.loop.advance(t, theta, floats | others, sums)
@@ -130,11 +126,7 @@ class Reverse(Plain):
             by_theta, by_floats, by_sums = vmap(pull)((after, pulled[:, t]))
             total = total + by_theta
             if sums:
-                named = {f"{key}^{b}": value[b].numpy() for key, value in by_sums.items() for b in range(batch)}
-                _, opened = self.rounds.add("adjoint", t, {}, named)
-                returned = {
-                    key: torch.from_numpy(np.stack([opened[f"{key}^{b}"] for b in range(batch)])) for key in sums
-                }
+                returned = self.rounds.add_back(t, by_sums)
 
                 def soft_sums(theta: Tensor, floats: Arrays, t: int = t, others: Arrays = others) -> Arrays:
                     return {key: soft(value) for key, value in self.loop.emit(t, theta, floats | others).items()}
