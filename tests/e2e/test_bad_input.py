@@ -14,8 +14,8 @@ from lpm.protocol.identity import make_local_authority
 from tests.e2e.processes import CLINICS, Command, ended, lpm, until
 
 PARTIES = ("north", "south", "west")
-PRIVATE = "4711"
-"""Stands in a private series, and must be in no message and no log."""
+PRIVATE = "27182818284590"
+"""Stands in a private series, and must be in no message and no log: longer than chance spells in hexadecimal."""
 
 FEDERATE = ["--control", "streams", "--iterations", "1", "--gradient", "fd", "--seed", "1", "--json"]
 
