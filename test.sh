@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 bash scripts/setup.sh
 .venv/bin/ruff check .
+.venv/bin/ruff format --check --quiet .
 .venv/bin/lint-imports
 .venv/bin/mypy
 exec .venv/bin/python -m pytest "$@"

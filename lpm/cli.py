@@ -128,9 +128,7 @@ Deadline = Annotated[
         click_type=_Number(1), metavar="SECONDS", help="Under torchrun: how long a rank may keep the others waiting."
     ),
 ]
-Device = Annotated[
-    str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run contagions on a torch device.")
-]
+Device = Annotated[str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run contagions on a torch device.")]
 _UNDER_TORCHRUN = ("simulate", "sensitivity", "calibrate", "resume")
 
 
@@ -195,26 +193,14 @@ def sensitivity(
     settings: Settings = None,
     checkpoint_every: Every = None,
     device: Device = None,
+    deadline: Deadline = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Find how every output answers to every parameter, from one differentiated run."""
-    options = Options(
-        command="sensitivity",
-        scenario=_folder(scenario),
-        steps=steps,
-        seed=seed,
-        agents=agents,
-        gradient=gradient,
-        mode=mode,
-        targets=tuple(target or ()),
-        replicates=replicates,
-        device=device,
-        settings=parse_settings(settings or ()),
-        checkpoint_every=checkpoint_every,
-        out=out,
-        json=json,
-    )
+    targets = tuple(target or ())
+    del target
+    options = _options("sensitivity", locals())
     _show(options, lambda: _commands().sensitivity_command(options))
 
 
@@ -233,18 +219,8 @@ def audit(
     json: Json = False,
 ) -> None:
     """Measure how true each gradient estimator is on this scenario, and recommend one."""
-    options = Options(
-        command="audit",
-        scenario=_folder(scenario),
-        steps=steps,
-        seed=seed,
-        agents=agents,
-        seeds=seeds,
-        estimators=tuple(name.strip() for name in estimators.split(",") if name.strip()),
-        settings=parse_settings(settings or ()),
-        out=out,
-        json=json,
-    )
+    flags = locals() | {"estimators": tuple(name.strip() for name in estimators.split(",") if name.strip())}
+    options = _options("audit", flags)
     _show(options, lambda: _commands().audit_command(options))
 
 

@@ -158,9 +158,7 @@ def policy_check(
     rules = read_policy(policy)
     spent = Budget(policy.with_name(f"budget-{party}.jsonl")).spent if party else Charge()
     changed = load(scenario).with_options(settings=parse_settings(settings or ()))
-    rows = rehearse(
-        rules, changed, spent, now=datetime.now(), simulate_only=simulate_only, release_fit=release_fit
-    )
+    rows = rehearse(rules, changed, spent, now=datetime.now(), simulate_only=simulate_only, release_fit=release_fit)
     if policy.with_name("stop").exists():
         rows.insert(0, ("fail", "stop", "The kill switch is on: nothing is answered.", "Remove the file `stop`."))
     refused = any(verdict == "fail" for verdict, *_ in rows)

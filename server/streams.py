@@ -180,9 +180,7 @@ class StreamServer:
                 self._tap("up", party, frame)
             self._listener.frame(party, frame)
 
-    async def _write(
-        self, party: str, queue: asyncio.Queue[bytes | None], context: grpc.aio.ServicerContext
-    ) -> None:
+    async def _write(self, party: str, queue: asyncio.Queue[bytes | None], context: grpc.aio.ServicerContext) -> None:
         while (frame := await queue.get()) is not None:
             self.bytes_sent += len(frame)
             if self._tap is not None:

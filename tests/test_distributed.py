@@ -379,3 +379,4 @@ def test_what_ranks_can_not_do_is_refused(monkeypatch: pytest.MonkeyPatch, capsy
     assert "lpm federate` can't be run on several ranks" in capsys.readouterr().err
     for able in ("simulate", "sensitivity", "calibrate", "resume"):
         assert cli.main([able, "--help"]) == 0
+        assert ("--deadline" in capsys.readouterr().out) == (able != "resume")  # which goes by what the run was given

@@ -157,9 +157,7 @@ def test_two_sets_of_survivors_open_nothing_with_two_t_minus_n_minus_one_liars()
                 rest = [p for p in honest if p != 0 and p not in group]
                 assert not (got_shares_and_keys and rest), (colluders, group)
     # The bound is sharp: with one liar more the attack is real, and this test would see it.
-    assert any(
-        _both_keys(parties, most + 1, group, victim=0) for group in itertools.combinations(range(1, 4), 1)
-    )
+    assert any(_both_keys(parties, most + 1, group, victim=0) for group in itertools.combinations(range(1, 4), 1))
 
 
 def _engine(keys: Any, identities: Any, hub: MemoryHub, place: int) -> MaskedSum:

@@ -127,9 +127,7 @@ def test_hkdf_edge_cases(vectors: Path) -> None:
 def test_chacha20_poly1305_edge_cases(vectors: Path) -> None:
     for group in _read(vectors, "wycheproof/chacha20_poly1305_test.json")["testGroups"]:
         for case in group["tests"]:
-            key, nonce, about, text, sealed = (
-                bytes.fromhex(case[name]) for name in ("key", "iv", "aad", "msg", "ct")
-            )
+            key, nonce, about, text, sealed = (bytes.fromhex(case[name]) for name in ("key", "iv", "aad", "msg", "ct"))
             sealed += bytes.fromhex(case["tag"])
             if case["result"] == "valid":
                 assert ChaCha20Poly1305(key).decrypt(nonce, sealed, about) == text
@@ -234,9 +232,7 @@ def test_sums_known_answers(vectors: Path) -> None:
 
 @pytest.mark.parametrize("parties", [2, 3, 7])
 def test_zero_shares_cancel(parties: int) -> None:
-    secrets = {
-        frozenset((i, j)): hashlib.sha256(bytes((i, j))).digest() for i in range(parties) for j in range(i)
-    }
+    secrets = {frozenset((i, j)): hashlib.sha256(bytes((i, j))).digest() for i in range(parties) for j in range(i)}
     mine = [{j: secrets[frozenset((i, j))] for j in range(parties) if j != i} for i in range(parties)]
     shares = [zero_share(i, mine[i], b"round", 33) for i in range(parties)]
     assert not np.sum(shares, axis=0, dtype=np.uint64).any()

@@ -47,9 +47,7 @@ def test_a_request_that_was_exchanged_on_the_way_or_proves_nothing_is_not_certif
     said = new_keys(federation / "east", "east")
     new_keys(federation / "mallory", "east")
     with pytest.raises(InputError, match="fingerprint"):
-        certify(
-            federation / "mallory" / "request.json", federation / "authority", federation / "out", fingerprint=said
-        )
+        certify(federation / "mallory" / "request.json", federation / "authority", federation / "out", fingerprint=said)
     asked = json.loads((federation / "east" / "request.json").read_text())
     for change in ({"name": "north"}, {"identity": asked["identity"].replace("A", "B", 3)}, {"tls": "x"}):
         (federation / "bad.json").write_text(json.dumps(asked | change))

@@ -87,9 +87,7 @@ def test_fewer_than_t_shares_are_uniform() -> None:
     # And for the field of 257, exactly: each pair of shares is as likely under any secret, so none is excluded.
     pairs = {(a, b) for a in range(17) for b in range(17)}
     for secret in (0, 5):
-        found = {
-            tuple(evaluate([secret, c, d], x, 17) for x in (1, 2)) for c in range(17) for d in range(17)
-        }
+        found = {tuple(evaluate([secret, c, d], x, 17) for x in (1, 2)) for c in range(17) for d in range(17)}
         assert found == pairs
 
 

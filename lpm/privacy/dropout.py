@@ -324,6 +324,4 @@ def others_of(parties: int, place: int) -> list[int]:
 
 def read_pairs(parties: int, place: int, data: bytes) -> Mapping[int, bytes]:
     """A party's pair commitments by the other's place."""
-    return {
-        other: data[k * DIGEST_BYTES : (k + 1) * DIGEST_BYTES] for k, other in enumerate(others_of(parties, place))
-    }
+    return {other: data[k * DIGEST_BYTES : (k + 1) * DIGEST_BYTES] for k, other in enumerate(others_of(parties, place))}

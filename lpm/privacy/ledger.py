@@ -286,9 +286,7 @@ def verify(path: Path, trust: Trust | None = None, kept_head: str = "") -> Verdi
     _check_head(path, digests, key, problems, notes)
     if kept_head and kept_head not in digests:
         problems.append(f"The line {kept_head[:16]}… that was noted elsewhere is not in it: it was set back.")
-    return Verdict(
-        party, tuple(certificates), len(digests), previous, tuple(problems), tuple(notes), tuple(entries)
-    )
+    return Verdict(party, tuple(certificates), len(digests), previous, tuple(problems), tuple(notes), tuple(entries))
 
 
 def _check_head(
@@ -392,4 +390,3 @@ def _cut(path: Path, count: int) -> None:
 def _cut_to(path: Path, size: int) -> None:
     if path.is_file() and path.stat().st_size > size:
         os.truncate(path, size)
-

@@ -128,9 +128,7 @@ class MaskedSum(SecureSum):
             vector = flat + zero_share(self.me, self._keys.pair_secrets, context, flat.size)
             self._rounds.to_coordinator(header, vector.astype("<u8", copy=False).tobytes())
 
-    def _droppable_round(
-        self, round: Round, flat: NDArray[np.uint64], flags: Flags, consent: Consent | None
-    ) -> None:
+    def _droppable_round(self, round: Round, flat: NDArray[np.uint64], flags: Flags, consent: Consent | None) -> None:
         assert self._witness is not None
         address = replace(round, attempt=0)
 
@@ -184,4 +182,3 @@ class MaskedSum(SecureSum):
                 self._failed.pop(address, None)
             else:
                 self._failed[address] = hashlib.sha256(flat.tobytes()).digest()
-

@@ -135,9 +135,7 @@ def certify(
     if "succession" in asked:
         _check_succession(request, asked["succession"], name, identity_key, authority)
     now = datetime.now(UTC)
-    identity, tls = certify_keys(
-        name, identity_key, tls_key, key, certificate, now, now + timedelta(days=days), hosts
-    )
+    identity, tls = certify_keys(name, identity_key, tls_key, key, certificate, now, now + timedelta(days=days), hosts)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", "Name a new folder.")
     for folder in (out, authority / "issued" / f"{name}-{identity.serial_number:x}"):

@@ -50,6 +50,7 @@ from lpm.protocol.messages import (
 
 __all__ = ["CoordinatorMachine", "PartyMachine", "Phase", "require_roster"]
 
+
 class Phase(enum.Enum):
     """Where a session stands."""
 
@@ -81,9 +82,7 @@ def require_roster(parties: Sequence[str]) -> None:
         )
 
 
-def _verify_entry(
-    entry: Entry, session: bytes, scenario_hash: str, own: Identity, now: datetime
-) -> Ed25519PublicKey:
+def _verify_entry(entry: Entry, session: bytes, scenario_hash: str, own: Identity, now: datetime) -> Ed25519PublicKey:
     key = verify_certificate(entry.certificate, entry.party, own.authority, now, own.revoked)
     message = hello_message(session, entry.party, entry.ephemeral, scenario_hash)
     verify_signature(key, entry.party, b"hello", message, entry.signature)
@@ -251,7 +250,6 @@ class PartyMachine:
         self.keys.set_group_key(parts)
         self.phase = Phase.READY
         return Ready().encode()
-
 
     def witness(self) -> Witness:
         """The party's identity and everybody's, for rounds that can lose parties; once the manifest is signed."""
@@ -492,9 +490,7 @@ class CoordinatorMachine:
             )
         entry = Entry(party, hello.certificate, hello.ephemeral, hello.signature)
         now = self._now or datetime.now(UTC)
-        self._signers[party] = _verify_entry(
-            entry, self.session, self._terms.scenario_hash, self._identity, now
-        )
+        self._signers[party] = _verify_entry(entry, self.session, self._terms.scenario_hash, self._identity, now)
         self._entries[party] = entry
         if self.missing:
             return []

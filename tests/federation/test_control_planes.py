@@ -29,7 +29,7 @@ from lpm.processes import free_port
 from lpm.protocol.identity import make_local_authority
 
 PARTIES = ("east", "north", "west")
-STAND_INS = '''
+STAND_INS = """
 import os, sys, threading, types
 from pathlib import Path
 
@@ -54,7 +54,7 @@ for name, values in {"clients.party": {"serve": _serve}, "server.coordinator": {
     module = types.ModuleType(name)
     module.__dict__.update(values)
     sys.modules[name] = module
-'''
+"""
 
 
 @pytest.fixture
@@ -124,9 +124,7 @@ def test_a_session_starts_at_every_party_and_ends(scenario: Path, out: Path) -> 
 
 
 @pytest.mark.parametrize("control", ["streams", pytest.param("flower", marks=pytest.mark.timeout(90))])
-def test_a_killed_client_is_named(
-    scenario: Path, out: Path, control: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_client_is_named(scenario: Path, out: Path, control: str, capfd: pytest.CaptureFixture[str]) -> None:
     def kill(processes: list[dict[str, object]]) -> None:
         pid = next(each["pid"] for each in processes if each["role"] == "client" and each["party"] == "north")
         os.kill(int(str(pid)), signal.SIGKILL)

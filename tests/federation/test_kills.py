@@ -40,9 +40,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("simulation", "up"), "paused", "to the right sums"),
     ],
 )
-def test_a_killed_process(
-    kills: ModuleType, keys: Path, point: tuple[str, str], outcome: str, resumed: str
-) -> None:
+def test_a_killed_process(kills: ModuleType, keys: Path, point: tuple[str, str], outcome: str, resumed: str) -> None:
     found = kills.kill(keys, "queens", point)
     assert (found["outcome"], found["resumed"]) == (outcome, resumed)
 
