@@ -207,6 +207,59 @@ def _fetch_pressure(i: int, frame: Frame, pressure: Floats) -> None:
         fetch(pressure, frame.first_cell[n] + column(frame.cells[n], i))
 
 
+@nb.njit(**BARE, inline="always")
+def _stands_with(slots: Slots, q: int, layer: int, other: int, origin: int) -> bool:
+    """Whether the slot of another layer still holds what slot q was linked to."""
+    return slots.link[q, _among(other, layer)] == slots.generation[origin]
+
+
+@nb.njit(**BARE, inline="always")
+def _felt(i: int, old: int, actual: int, layer: int, q: int, frame: Frame, day: Day, slots: Slots) -> float:
+    """The hazard that somebody meets in the alternative of a slot, before their own factors.
+
+    Args:
+        i: who.
+        old: their stage there.
+        actual: their stage in truth.
+        layer: of the slot.
+        q: the slot.
+        frame: the run's.
+        day: the step's.
+        slots: all slots.
+    """
+    slot, layout, seed = frame.slot, frame.layout, slots.seed
+    felt = 0.0
+    for n in range(frame.cells.shape[0]):
+        cell = column(frame.cells[n], i)
+        there = day.pressure[frame.first_cell[n] + cell]
+        other = frame.layer[n]
+        # The difference from the actual sum that the agent meets.
+        more = frame.infectivity[n, old] - frame.infectivity[n, actual]
+        if other == layer:
+            more = slots.excess[q]
+        elif other >= 0 and seed[q] == i:
+            # What the seed meets in the source's layer is the source's alternative, while that stands.
+            origin = _origin(slot, layout, slots.apart, q, layer, other, i)
+            if origin >= 0 and _stands_with(slots, q, layer, other, origin):
+                more = slots.excess[origin]
+            else:
+                there = more = 0.0
+        elif other >= 0:
+            away = own_slot(slot, layout, other, i)
+            if (
+                away >= 0
+                and seed[away] == i
+                and slots.imported[away] == 1
+                and _origin(slot, layout, slots.apart, away, other, layer, i) == q
+                and _stands_with(slots, away, other, layer, q)
+            ):
+                more = slots.excess[away]
+        if more != 0.0:
+            there += more / float_column(day.among[n], cell)
+        felt = felt + day.factor[n] * max(there, 0.0)
+    return felt
+
+
 @nb.njit(**BARE)
 def evolve(
     part: Part,
@@ -245,16 +298,13 @@ def evolve(
     Returns:
         the end of the lists.
     """
-    layers, networks, last = frame.network.shape[0], frame.cells.shape[0], slots.weight.shape[1] - 1
-    cells, slot, layout, first_cell = frame.cells, frame.slot, frame.layout, frame.first_cell
-    ids, first_id, classes = frame.ids, frame.first_id, frame.classes
-    layer_number, first_slot, width = frame.layer, frame.first_slot, frame.width
-    infectivity, infection_edge, infection_scale = frame.infectivity, frame.infection_edge, frame.infection_scale
-    exit_edge, edge_of, target, susceptibility = frame.exit_edge, frame.edge_of, frame.target, frame.susceptibility
-    pressure, among, factor, exits, address = day.pressure, day.among, day.factor, day.exit, day.address
-    first, held, winner, weight, excess = slots.first, slots.held, slots.winner, slots.weight, slots.excess
-    status = slots.status
-    seed, imported, generation, apart, link = slots.seed, slots.imported, slots.generation, slots.apart, slots.link
+    layers, last = frame.network.shape[0], slots.weight.shape[1] - 1
+    ids, first_id, classes, first_slot, width = frame.ids, frame.first_id, frame.classes, frame.first_slot, frame.width
+    infection_edge, infection_scale, exit_edge = frame.infection_edge, frame.infection_scale, frame.exit_edge
+    edge_of, target, susceptibility = frame.edge_of, frame.target, frame.susceptibility
+    pressure, exits, address = day.pressure, day.exit, day.address
+    first, held, winner, weight, status = slots.first, slots.held, slots.winner, slots.weight, slots.status
+    seed, imported = slots.seed, slots.imported
     many = classes.shape[0] > 0
     size, before, word, direct, widest = flips.size, flips.following, flips.chosen, flips.agent.shape[0], 0
     for layer in range(layers):
@@ -300,35 +350,7 @@ def evolve(
                     words = _block(block, address[1] << np.uint64(16), address)
                 drawn = np.int64(_of_block(words, identity))
                 if infection_edge[old] >= 0:
-                    felt = 0.0
-                    for n in range(networks):
-                        cell = column(cells[n], i)
-                        there = pressure[first_cell[n] + cell]
-                        other = layer_number[n]
-                        # The difference from the actual sum that the agent meets.
-                        more = infectivity[n, old] - infectivity[n, stage[i]]
-                        if other == layer:
-                            more = excess[q]
-                        elif other >= 0 and seed[q] == i:
-                            # What the seed meets in the source's layer is the source's alternative, while that stands.
-                            origin = _origin(slot, layout, apart, q, layer, other, i)
-                            if origin >= 0 and link[q, _among(other, layer)] == generation[origin]:
-                                more = excess[origin]
-                            else:
-                                there = more = 0.0
-                        elif other >= 0:
-                            away = own_slot(slot, layout, other, i)
-                            if (
-                                away >= 0
-                                and seed[away] == i
-                                and imported[away] == 1
-                                and _origin(slot, layout, apart, away, other, layer, i) == q
-                                and link[away, _among(layer, other)] == generation[q]
-                            ):
-                                more = excess[away]
-                        if more != 0.0:
-                            there += more / float_column(among[n], cell)
-                        felt = felt + factor[n] * max(there, 0.0)
+                    felt = _felt(i, old, stage[i], layer, q, frame, day, slots)
                     felt = felt * susceptibility[c]
                     felt = felt * infection_scale[old]
                     if drawn < np.int64(np.floor(one_minus_exp(felt) * SCALE)):
