@@ -260,6 +260,41 @@ def _felt(i: int, old: int, actual: int, layer: int, q: int, frame: Frame, day: 
     return felt
 
 
+@nb.njit(**BARE, inline="always")
+def _earlier(one: int, layer: int, flips: Flips, fresh: Fresh) -> int:
+    """The offer before this one to the same slot of a layer, or −1."""
+    direct = flips.agent.shape[0]
+    return int(flips.following[one, layer] if one < direct else fresh.following[one - direct, layer])
+
+
+@nb.njit(**BARE, inline="always")
+def _best_offer(
+    q: int, layer: int, widest: int, frame: Frame, day: Day, slots: Slots, flips: Flips, fresh: Fresh
+) -> tuple[float, float, int]:
+    """The race of all that is offered to a slot, but for what happened in it: sum of the sizes, best key and whose."""
+    layers, last, direct = frame.network.shape[0], slots.weight.shape[1] - 1, flips.agent.shape[0]
+    total, best, w = 0.0, np.inf, NOBODY
+    one = slots.winner[q]
+    while one >= 0:
+        large, key = 0.0, np.inf
+        if one < direct:
+            large = flips.size[one]
+            key = key_of(flips.chosen[one, layer], large)
+        elif fresh.slot[one - direct] != q:
+            origin = fresh.slot[one - direct]
+            home = layer_of(frame.first_slot, origin)
+            sub = (origin - frame.first_slot[home]) % frame.width[home]
+            variate = 1 + layers + (home * widest + sub) * layers + layer
+            large = abs(slots.weight[origin, last])
+            key = race(identity_of(frame.first_id, frame.ids, fresh.agent[one - direct]), day.address, variate, large)
+        if large > 0.0:
+            total += large
+            if key < best:
+                best, w = key, int(one)
+        one = _earlier(one, layer, flips, fresh)
+    return total, best, w
+
+
 @nb.njit(**BARE)
 def evolve(
     part: Part,
@@ -306,11 +341,10 @@ def evolve(
     first, held, winner, weight, status = slots.first, slots.held, slots.winner, slots.weight, slots.status
     seed, imported = slots.seed, slots.imported
     many = classes.shape[0] > 0
-    size, before, word, direct, widest = flips.size, flips.following, flips.chosen, flips.agent.shape[0], 0
+    size, direct, widest = flips.size, flips.agent.shape[0], 0
     for layer in range(layers):
         widest = max(widest, width[layer])
-    newcomer, where, following, fresh_stage = fresh.agent, fresh.slot, fresh.following, fresh.stage
-
+    newcomer, where, fresh_stage = fresh.agent, fresh.slot, fresh.stage
     ratios, imports = outcome.ratio, outcome.imports
     contests, taken = 0, 0
     # The words of the actual step, which everybody here had too; neighbours share a block.
@@ -371,50 +405,34 @@ def evolve(
                     end += 1
                     if smallest < 0 or identity < identity_of(first_id, ids, smallest):
                         smallest = np.int64(i)
-            # All who competed for the slot, and who differs from now on.
-            total, best, w, moved = 0.0, np.inf, NOBODY, False
+            # Who differs from now on.
+            moved = False
             one = winner[q]
             while one >= 0:
-                large = 0.0
-                if one < direct:
-                    large = size[one]
-                    key = key_of(word[one, layer], large)
-                    earlier = before[one, layer]
-                else:
-                    f = one - direct
-                    i, origin, earlier = newcomer[f], where[f], following[f, layer]
-                    if origin == q:
-                        if not moved:
-                            # The list grows: it moves to where there is room.
-                            for m in range(begin, end):
-                                member[used + m - begin] = member[m]
-                                alternative[used + m - begin] = alternative[m]
-                            begin, end, moved = used, used + end - begin, True
-                        new = np.int64(fresh_stage[f])
-                        if last > 0 and i != uncounted:
-                            c = np.int64(classes[i]) if many else 0
-                            _move(edge_of, flow, count, run, c, weight, q, stage[i], new, 1.0)
-                            _move(edge_of, flow, count, run, c, weight, q, stage[i], after[i], -1.0)
-                        member[end] = i
-                        alternative[end] = new
-                        end += 1
-                        if smallest < 0 or identity_of(first_id, ids, i) < identity_of(first_id, ids, smallest):
-                            smallest = np.int64(i)
-                    else:
-                        home = layer_of(first_slot, origin)
-                        sub = (origin - first_slot[home]) % width[home]
-                        variate = 1 + layers + (home * widest + sub) * layers + layer
-                        large = abs(weight[origin, last])
-                        key = race(identity_of(first_id, ids, i), address, variate, large)
-                if large > 0.0:
-                    total += large
-                    if key < best:
-                        best, w = key, int(one)
-                one = earlier
+                f = one - direct
+                if f >= 0 and where[f] == q:
+                    if not moved:
+                        # The list grows: it moves to where there is room.
+                        for m in range(begin, end):
+                            member[used + m - begin] = member[m]
+                            alternative[used + m - begin] = alternative[m]
+                        begin, end, moved = used, used + end - begin, True
+                    i, new = newcomer[f], np.int64(fresh_stage[f])
+                    if last > 0 and i != uncounted:
+                        c = np.int64(classes[i]) if many else 0
+                        _move(edge_of, flow, count, run, c, weight, q, stage[i], new, 1.0)
+                        _move(edge_of, flow, count, run, c, weight, q, stage[i], after[i], -1.0)
+                    member[end] = i
+                    alternative[end] = new
+                    end += 1
+                    if smallest < 0 or identity_of(first_id, ids, i) < identity_of(first_id, ids, smallest):
+                        smallest = np.int64(i)
+                one = _earlier(one, layer, flips, fresh)
             if moved:
                 used = end
                 first[q] = begin
             held[q] = end - begin
+            total, best, w = _best_offer(q, layer, widest, frame, day, slots, flips, fresh)
             large = abs(weight[q, last])
             lasts = end > begin and large > 0.0
             if w == NOBODY:
