@@ -210,7 +210,7 @@ def _fetch_pressure(i: int, frame: Frame, pressure: Floats) -> None:
 @nb.njit(**BARE, inline="always")
 def _stands_with(slots: Slots, q: int, layer: int, other: int, origin: int) -> bool:
     """Whether the slot of another layer still holds what slot q was linked to."""
-    return slots.link[q, _among(other, layer)] == slots.generation[origin]
+    return bool(slots.link[q, _among(other, layer)] == slots.generation[origin])
 
 
 @nb.njit(**BARE, inline="always")
