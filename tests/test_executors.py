@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lpm
-from lpm.kernels import cpu, tangent_steps, tangents
+from lpm.kernels import cpu, tangent_steps, tangent_sums, tangents
 from lpm.kernels.cell_hazards import cell_hazards
 from lpm.kernels.spec import hazards
 from lpm.simulation import Keeper, run
@@ -139,13 +139,13 @@ def test_blocks_of_agents_are_of_whole_groups():
     rng = np.random.default_rng(0)
     cell = np.repeat(np.arange(3000), rng.integers(1, 300, 3000)).astype(np.int32)
     blocks = tangent_steps.blocks_of(cell, False, cell.size)
-    assert blocks[0] == 0 and blocks[-1] == cell.size and np.diff(blocks).max() <= tangent_steps._BLOCK
+    assert blocks[0] == 0 and blocks[-1] == cell.size and np.diff(blocks).max() <= tangent_sums.BLOCK
     assert np.diff(blocks).min() > 0 and (cell[blocks[1:-1]] != cell[blocks[1:-1] - 1]).all()
     # A group longer than a block has none, but those who are in no group may be cut anywhere.
     cell[:1000] = 0
     assert not tangent_steps.blocks_of(cell, False, cell.size).size
     blocks = tangent_steps.blocks_of(cell, True, cell.size)
-    assert blocks[-1] == cell.size and np.diff(blocks).max() <= tangent_steps._BLOCK
+    assert blocks[-1] == cell.size and np.diff(blocks).max() <= tangent_sums.BLOCK
     inside = blocks[1:-1][cell[blocks[1:-1]] > 0]
     assert (cell[inside] != cell[inside - 1]).all() and (cell[blocks[1:-1]] == 0).any()
 

@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lpm.kernels import tangent_steps
+from lpm.kernels import tangent_steps, tangent_sums
 from lpm.kernels.addresses import addresses_of
 from lpm.kernels.cell_hazards import cell_hazards
 from lpm.kernels.cpu import Fused, share_out, workers
 from lpm.kernels.quads import LENGTH, zeros
 from lpm.kernels.spec import Slopes, Spec, Summed, Tables, decode
-from lpm.kernels.tangent_steps import Course, Felt, Nets, Parts
+from lpm.kernels.tangent_steps import Course
+from lpm.kernels.tangent_sums import Felt, Nets, Parts
 from lpm.networks import Edges, Groups, Network
 from lpm.rng import Address, Ids
 
@@ -254,13 +255,13 @@ class _Carried:
         """Add up the tangents of what all agents pass on in networks of groups, piece by piece."""
         if which:
             how = (np.array(which), stage, self.lists, begins, passed, self.flat[lane], self.rows, self.parts)
-            jobs = [partial(tangent_steps.scatter, *cut, part, *how) for part, cut in enumerate(self.pieces)]
+            jobs = [partial(tangent_sums.scatter, *cut, part, *how) for part, cut in enumerate(self.pieces)]
             share_out(jobs, self.threads)
 
     def _joined(self, network: int) -> NDArray[np.float64]:
         """Tangents of a network's sums, of all pieces together [cells, P]."""
         table = self.tables[network]
-        tangent_steps.join(network, self.parts, table.shape[1], table.reshape(-1))
+        tangent_sums.join(network, self.parts, table.shape[1], table.reshape(-1))
         return _by_parameter(table, self.parameters)
 
     def _advance(
@@ -338,12 +339,10 @@ class _Carried:
         net, table, hazard = self.nets[k], self.tables[k].reshape(-1), self.hazards[k]
         if isinstance(net.network, Edges):
             readers = net.network.readers_by_source
-            tangent_steps.spread(
-                k, stage, *readers, self.lists, felt.at, felt.passed, self.flat[lane], self.rows, table
-            )
+            tangent_sums.spread(k, stage, *readers, self.lists, felt.at, felt.passed, self.flat[lane], self.rows, table)
         sizes = _NO_SIZES if size is None else size.numpy()
         jobs = [
-            partial(tangent_steps.finish, *cut, k, words, sizes, net.closed, felt, self.parts, hazard, table)
+            partial(tangent_sums.finish, *cut, k, words, sizes, net.closed, felt, self.parts, hazard, table)
             for cut in _pieces(hazard.size, self.spec.agents)
         ]
         share_out(jobs, self.threads)
