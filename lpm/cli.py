@@ -97,8 +97,6 @@ keys = typer.Typer(help="Make the keys a federation needs.", no_args_is_help=Tru
 cli_keys.register_keys(keys)
 app.add_typer(keys, name="keys")
 app.add_typer(cli_keys.manifest, name="manifest")
-cli_oversight.register(app)
-cli_bench.register(app)
 
 Scenario = Annotated[Path, typer.Argument(metavar="SCENARIO", help="The scenario's folder.", show_default=False)]
 Steps = Annotated[int | None, typer.Option(click_type=_Number(1), metavar="DAYS", help="Days to simulate.")]
@@ -360,6 +358,11 @@ def keys_local(
     make_local_authority(folder, names, hosts=("localhost", "127.0.0.1", *(host or ())))
     console.note(f"Keys for the coordinator and {len(names)} parties are in {folder}.")
     console.note("Give each party its own folder of `parties/`; keep `authority/` to yourself.")
+
+
+# In the order in which the help lists them.
+cli_oversight.register(app)
+cli_bench.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

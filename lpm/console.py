@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+_MOST_TARGETS, _MOST_PARAMETERS = 4, 12
+"""Columns and rows of a sensitivity on the terminal."""
+
+
 class Advance(Protocol):
     """Tells how far the work has come."""
 
@@ -153,12 +157,19 @@ def summary(found: Mapping[str, Any]) -> None:
     """Show the summary of a command on standard output.
 
     Args:
-        found: run, scenario, world, headline, parameters, scores, outputs, timings, report; what is absent is left out.
+        found: run, scenario, world, headline, sensitivities, estimators, parameters, scores, outputs, timings, report;
+            what is absent is left out.
     """
     console = Console(highlight=False)
     headline = found.get("headline")
     for index, line in enumerate([headline] if isinstance(headline, str) else headline or []):
         console.print(Text(str(line), style="bold" if index == 0 else ""))
+    if found.get("sensitivities"):
+        console.print()
+        console.print(_elasticities(found["sensitivities"], list(found.get("outputs") or {})))
+    if found.get("estimators"):
+        console.print()
+        console.print(_estimators(found["estimators"]))
     if found.get("outputs"):
         console.print()
         console.print(_outputs(found["outputs"]))
@@ -237,6 +248,51 @@ def _outputs(outputs: Mapping[str, Mapping[str, Any]]) -> Table:
             str(row.get("unit") or ""),
         )
     return table
+
+
+def _elasticities(rows: Sequence[Mapping[str, Any]], outputs: Sequence[str]) -> Table:
+    """The strongest parameters of a few targets; `targets.csv` has all."""
+    shown = [row for row in rows if row["output"] in outputs] or rows  # or what was asked for by its name
+    targets = list(dict.fromkeys(row["target"] for row in shown))
+    if len(targets) > _MOST_TARGETS:
+        totals = [target for target in targets if target.endswith(":total")]
+        targets = (totals or targets)[:_MOST_TARGETS]
+    found = {(row["parameter"], row["target"]): row for row in rows if row["target"] in targets}
+    strongest = {
+        name: max(abs(found[name, target]["elasticity"] or 0.0) for target in targets)
+        for name in dict.fromkeys(name for name, _ in found)
+    }
+    table = _table("% for 1 % of", *(target.replace(":", "\n") for target in map(_words, targets)))
+    table.columns[0].no_wrap = True
+    for name in sorted(strongest, key=lambda name: -strongest[name])[:_MOST_PARAMETERS]:
+        table.add_row(_words(name), *(_uncertain(found[name, target], "elasticity") for target in targets))
+    return table
+
+
+def _estimators(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A gradient audit."""
+    table = _table("estimator", "bias", "sd of a run", "time (plain 1)", "wrong signs", "ruling")
+    for row in rows:
+        measured = row.get("bias") is not None
+        table.add_row(
+            str(row["label"]),
+            _uncertain(row, "bias", "bias_se"),
+            _two_digits(row.get("sd")),
+            _two_digits(row.get("cost")),
+            f"{row['wrong_signs']} of {row['clear_signs']}" if measured else "",
+            str(row["ruling"]),
+        )
+    return table
+
+
+def _uncertain(row: Mapping[str, Any], name: str, error: str = "") -> str:
+    """A number with its standard error, where it has one."""
+    spread = row.get(error or f"{name}_se")
+    return _two_digits(row.get(name)) + (f" ± {_two_digits(spread)}" if spread else "")
+
+
+def _two_digits(value: Any) -> str:
+    return "n/a" if value is None else f"{value:,.2f}"
 
 
 def _parameters(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -40,7 +40,8 @@ def write_sensitivity(run: Run, scenario: Scenario, found: Sensitivity, *, facts
     for name, table in (("targets", found.targets), ("ranking", found.ranking)):
         with atomic_file(run.path / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
-    headline = _strongest(found.ranking[found.ranking["output"].str.partition(":")[0].isin(public)])
+    of_public = found.ranking[found.ranking["output"].str.partition(":")[0].isin(public)]
+    headline = _strongest(found.ranking if of_public.empty else of_public)  # or what was asked for by its name
     if REGISTRY[found.estimator].biased:
         headline.insert(0, f"DERIVATIVES BIASED: {found.estimator} is for comparison only.")
     own = found.derivative is not None
@@ -85,12 +86,12 @@ def write_sensitivity(run: Run, scenario: Scenario, found: Sensitivity, *, facts
 
 
 def _strongest(ranking: pd.DataFrame) -> list[str]:
-    """One line per output or target: its strongest parameters."""
+    """One line per output or target: its strongest parameters, by the mean of |elasticity| over time."""
     lines = []
     for name, table in ranking.groupby("output", sort=False):
         first = table[table["importance"] > 0].head(3)
         words = ", ".join(f"{row.parameter} ({row.importance:.2f})" for row in first.itertuples())
-        lines.append(f"{name}: {words or 'answers to no parameter'}.")
+        lines.append(f"{name} answers most to {words}." if words else f"{name} answers to no parameter.")
     return lines if len(lines) <= 6 else [*lines[:6], f"And {len(lines) - 6} more in ranking.csv."]
 
 

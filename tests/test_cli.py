@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lpm import cli
+from lpm import cli, console
 from lpm.checkpoint import DiskFull
 from lpm.errors import InputError, PeerLost
 from lpm.options import Options, parse_settings, require_known
@@ -197,6 +197,38 @@ def test_the_summary_is_shown(scenario: Path, called: Called, capsys: pytest.Cap
     for text in ("transmissibility", "0.12 (0.11–0.13)", "1/day", "1,858", "2020-03-30", "-10.5", "report.html"):
         assert text in shown
     assert len(called) == 1
+
+
+def test_the_summary_shows_the_strongest_parameters_of_a_few_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    """Signs and standard errors are there; what the scenario does not publish only if nothing else was asked for."""
+    targets = [f"{name}:{kind}" for name in ("cases", "deaths", "ill", "at_home/north") for kind in ("total", "peak")]
+    rows: list[dict[str, object]] = [
+        {"target": target, "output": target.split(":")[0], "parameter": f"p_{k}", "elasticity": (-1) ** k * 0.01 * k}
+        for target in targets
+        for k in range(20)
+    ]
+    rows[19]["elasticity_se"], rows[18]["elasticity"] = 0.021, None
+    console.summary({"sensitivities": rows, "outputs": {"cases": {}, "deaths": {}, "ill": {}}})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["cases", "deaths", "ill"] and lines[2].split()[-3:] == ["total"] * 3
+    assert lines[3].split() == ["p", "19", "-0.19", "±", "0.02", "-0.19", "-0.19"]
+    assert lines[4].split() == ["p", "18", "n/a", "0.18", "0.18"]
+    assert lines[14].split()[:2] == ["p", "8"] and not lines[15].strip()
+    console.summary({"sensitivities": rows[-20:], "outputs": {"cases": {}}})
+    assert "at home/north" in capsys.readouterr().out
+
+
+def test_the_summary_shows_an_audit(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {"bias": 0.034, "bias_se": 0.012, "sd": 1.5, "cost": 12.0, "wrong_signs": 1, "clear_signs": 40}
+    unmeasured = dict.fromkeys(measured)
+    rows = [
+        {"label": "alternates", "ruling": "taken", **measured},
+        {"label": "tangent", "ruling": "not supported", **unmeasured},
+    ]
+    console.summary({"estimators": rows})
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["alternates", "0.03", "±", "0.01", "1.50", "12.00", "1", "of", "40", "taken"] in said
+    assert ["tangent", "n/a", "n/a", "n/a", "not", "supported"] in said
 
 
 def test_json_is_one_object_whatever_libraries_print(scenario: Path) -> None:

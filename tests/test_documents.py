@@ -1,4 +1,4 @@
-"""Whatever test a document on security names is there."""
+"""Whatever test a document on security names is there, and every command is in the README."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+
+from lpm.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,3 +29,9 @@ def test_every_threat_has_an_answer_and_a_test() -> None:
     assert len(threats) > 20
     for threat, answer, test, _ in threats:
         assert threat and answer and "`test" in test, threat
+
+
+def test_the_readme_names_every_command() -> None:
+    commands = typer.main.get_command(app)
+    there = set(commands.list_commands(typer.Context(commands)))
+    assert set(re.findall(r"^\| `lpm ([\w-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)) == there

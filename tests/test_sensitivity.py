@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import lpm
-from lpm import cli
+from lpm import cli, console
 from lpm.analysis.sensitivity import elasticity_of
 from lpm.errors import InputError
 from lpm.runs import Run
@@ -129,6 +129,8 @@ def test_the_command_leaves_a_run_and_resumes_to_the_same_bits(capsys, monkeypat
     for file in ("run.json", "sensitivity.nc", "targets.csv", "ranking.csv", "figures/elasticities.png", "report.html"):
         assert Path("whole", file).is_file(), file
     assert summary["gradient"] == "fd" and summary["ranking"][0]["rank"] == 1
+    console.summary(summary)
+    assert "% for 1 % of" in (said := capsys.readouterr().out) and " ± " in said
     with xr.open_dataset("whole/sensitivity.nc", engine="h5netcdf") as dataset:
         assert {"cases", "d_cases", "elasticity_cases", "se_cases"} <= set(dataset.data_vars)
 
@@ -166,5 +168,7 @@ def test_the_audit_command_leaves_its_table_figure_and_recommendation(capsys):
     assert table["chosen"].sum() == 1 and table.loc[summary["chosen"], "chosen"]
     assert table.loc["st-gumbel", "label"] == "st-gumbel (biased)"
     assert (table["cost"] > 0).all() and Path("audit/figures/audit.png").is_file()
+    console.summary(summary)
+    assert "wrong signs" in (said := capsys.readouterr().out) and "st-gumbel" in said
     assert cli.main(["audit", str(FOLDER), "--estimators", "magic", "--json"]) == 2
     assert "no estimator 'magic'" in json.loads(capsys.readouterr().out)["error"]
