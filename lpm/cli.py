@@ -493,6 +493,8 @@ def _unexpected(error: BaseException) -> LpmError:
         break
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's, of a GPU
+        return LpmError(f"The memory is spent{where}.", f"Ask for fewer --agents, or use a larger machine. {written}")
     return LpmError(f"Something unforeseen happened: {type(error).__name__}{where}.", written)
 
 

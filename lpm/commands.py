@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from lpm import console, ranks
 from lpm.errors import InputError
 from lpm.leakage import LEAKAGE_PAGE, find_ledgers, read_leakage, write_page
-from lpm.memory import require_memory
 from lpm.options import BIASED, Options
 from lpm.processes import peak_memory_mb
 from lpm.report.material import Fact, Fit
@@ -55,7 +54,7 @@ def _scenario(options: Options) -> Scenario:
         gradient=options.gradient,
         settings=options.settings,
     )
-    require_memory(scenario.agents)
+    scenario.require_memory()
     return scenario
 
 

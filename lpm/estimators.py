@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm import ranks, ring, simulation
+from lpm import ring, simulation
 from lpm.errors import InputError
 from lpm.flame.model import Model
-from lpm.memory import ALTERNATES_BYTES_PER_AGENT, require_memory
 from lpm.options import BIASED, GRADIENTS
 from lpm.parameters import Parameter
-from lpm.passes.alternates import in_kernel, surely_followed, unfit
+from lpm.passes.alternates import surely_followed, unfit
 from lpm.passes.score import components
 from lpm.relax import straight_through
 from lpm.rng import derive
@@ -286,7 +285,6 @@ def evaluate(
         "progress": progress,
         "trajectory": trajectory,
     }
-    draws = theta.shape[0]
     if estimator == "none":
         run = simulation.run(model, theta, **common)
         return Evaluation(run.words, None, None, estimator, run.executor)
@@ -297,10 +295,6 @@ def evaluate(
     derivative = mode
     if estimator == "alternates":
         derivative = "alternates" if mode == "forward" else "alternates-reverse"
-        # Without a world of its own a model is still whole, and ranks share it out.
-        share = draws / ranks.place().ranks if world is None else draws
-        each = ALTERNATES_BYTES_PER_AGENT[mode if in_kernel(model) and executor != "reference" else "torch"]
-        require_memory(model.population.agents, share, each, purpose="the gradient alternates")
     if estimator == "st-gumbel" and executor == "auto":
         common["executor"] = "reference"  # what is carried beside the values is the tangent
     with straight_through() if estimator == "st-gumbel" else contextlib.nullcontext():

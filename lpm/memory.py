@@ -1,23 +1,64 @@
-"""Whether a population, and derivatives by cluster alternates, fit this machine: said before work begins."""
+"""Whether people, and what a run holds of them, fit this machine: said before work begins."""
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import psutil
 
+from lpm import ranks
 from lpm.errors import InputError
 
-__all__ = ["ALTERNATES_BYTES_PER_AGENT", "BYTES_PER_AGENT", "require_memory"]
+__all__ = ["BYTES_PER_AGENT", "available", "making_bytes", "require_memory"]
 
 BYTES_PER_AGENT = 40
-"""What an agent of the leanest model takes, its making included; attributes, classes and more draws come on top."""
+"""What an agent of the leanest model takes, its making included; attributes and classes come on top."""
+
+_SAMPLE = 50_000
+"""People made to see what more of them take: enough that tables which don't grow with them are a small part."""
 
 
-ALTERNATES_BYTES_PER_AGENT = {"forward": 50, "reverse": 280, "torch": 1_500}
-"""What the alternatives of one draw take besides, by mode, at least: with a layer of households and few parameters; in
-torch for protocols of other kinds."""
+def making_bytes(make: Callable[[int], object], agents: int) -> float:
+    """What the making of one agent more takes at its peak, in bytes: from two small populations that are thrown away.
+
+    Args:
+        make: makes a population of so many agents.
+        agents: of the population in question; the small ones are no larger than a half of it.
+    """
+    few = min(_SAMPLE, max(1, agents // 4))
+    mine = not tracemalloc.is_tracing()
+    if mine:
+        tracemalloc.start()
+    try:
+        peaks = []
+        for number in (few, few, 2 * few):  # the first reads files and fills caches
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            make(number)
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        if mine:
+            tracemalloc.stop()
+    return max(0, peaks[2] - peaks[1]) / few
 
 
-def require_memory(agents: int, share: float = 1.0, each: int = BYTES_PER_AGENT, purpose: str = "") -> None:
+def available(device: str = "") -> float:
+    """Bytes that this process may still take, so that the other ranks that share them can take as many.
+
+    Args:
+        device: the torch device whose memory is meant: this machine's, or that of a GPU, where each rank has its own.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available / ranks.place().local_ranks
+
+
+def require_memory(
+    agents: int, share: float = 1.0, each: float = BYTES_PER_AGENT, purpose: str = "", device: str = ""
+) -> None:
     """Refuse what can't fit.
 
     Args:
@@ -25,14 +66,18 @@ def require_memory(agents: int, share: float = 1.0, each: int = BYTES_PER_AGENT,
         share: the part of them that this process holds.
         each: bytes per agent.
         purpose: what for, if not the population itself.
+        device: see `available`.
 
     Raises:
         InputError: naming the memory needed and the memory available.
     """
-    needed, available = agents * share * each, psutil.virtual_memory().available
-    if needed > available:
+    needed, room = agents * share * each, available(device)
+    if needed > room:
+        gpu = device.startswith("cuda")
+        of = " to each rank on this machine" if ranks.place().local_ranks > 1 and not gpu else ""
         raise InputError(
             f"{agents:,} agents need at least {needed / 2**30:,.1f} GiB of memory{purpose and f' for {purpose}'} "
-            f"({each} bytes each); {available / 2**30:,.1f} GiB are available.",
-            f"Ask for at most {int(available / share / each):,} with --agents, or use a larger machine.",
+            f"({each:,.0f} bytes each); {room / 2**30:,.1f} GiB are available{of}.",
+            f"Ask for at most {int(room / share / each):,} with --agents, or use a larger "
+            f"{'GPU' if gpu else 'machine'}.",
         )

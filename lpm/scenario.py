@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lpm import memory
 from lpm.errors import InputError
-from lpm.memory import require_memory
 from lpm.options import GRADIENTS, SHARINGS, require_known
 from lpm.parameters import Parameter
 from lpm.privacy import DROPPABLE
@@ -423,15 +423,46 @@ class Scenario:
             raise InputError(f"{path} defines no build(scenario, institutions, *, agents, seed).")
         return module
 
-    def build(self, institutions: Sequence[str] | None = None, *, seed: int = 0) -> Any:
-        """The model of some institutions' people; of all by default."""
+    def _chosen(self, institutions: Sequence[str] | None) -> tuple[str, ...]:
         chosen = self.institutions if institutions is None else tuple(institutions)
         for name in chosen:
             if name not in self.institutions:
                 raise InputError(
                     f"The scenario {self.name} has no institution {name!r}: there are {', '.join(self.institutions)}."
                 )
-        require_memory(self.agents, len(chosen) / max(1, len(self.institutions)))
+        return chosen
+
+    def require_memory(self, institutions: Sequence[str] | None = None) -> None:
+        """Refuse more people than this machine has memory to make.
+
+        What one more takes is measured on small populations, unless there is room for ten times the leanest model.
+
+        Args:
+            institutions: whose people; all by default.
+
+        Raises:
+            InputError: naming the memory needed and the memory available.
+        """
+        chosen = self._chosen(institutions)
+        share = len(chosen) / max(1, len(self.institutions))
+        memory.require_memory(self.agents, share)
+        if 10 * memory.BYTES_PER_AGENT * self.agents * share > memory.available():
+            build = self.module().build
+            try:
+                each = memory.making_bytes(lambda agents: build(self, chosen, agents=agents, seed=0), self.agents)
+            except InputError:  # it can't be made so small; what it says of it would not be to the point
+                return
+            memory.require_memory(self.agents, share, each / share)
+
+    def build(self, institutions: Sequence[str] | None = None, *, seed: int = 0) -> Any:
+        """The model of some institutions' people; of all by default.
+
+        Raises:
+            InputError: for an unknown institution, more people than fit this machine, or a model that is not what
+                `scenario.toml` declares.
+        """
+        chosen = self._chosen(institutions)
+        self.require_memory(chosen)
         model = self.module().build(self, chosen, agents=self.agents, seed=seed)
         names = tuple(parameter.name for parameter in model.parameters)
         if sorted(names) != sorted(self.dynamics):

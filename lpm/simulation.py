@@ -22,6 +22,7 @@ from lpm.flame.model import Model
 from lpm.kernels.reference import Reference
 from lpm.kernels.spec import Executor
 from lpm.kernels.tangents import Tangents
+from lpm.memory import require_memory
 from lpm.passes.alternates import in_kernel, unfit
 from lpm.passes.alternates_general import AlternatesGeneral
 from lpm.passes.alternates_general_reverse import AlternatesGeneralReverse
@@ -50,6 +51,8 @@ _BY_REFERENCE: Mapping[str, type[Plain]] = {
     "alternates-reverse": AlternatesGeneralReverse,
 }
 """By the reference executor, for protocols of any kind."""
+_TIMES = {"none": 1, "forward": 3, "reverse": 6, "score": 4, "alternates": 6, "alternates-reverse": 8}
+"""Memory by the reference executor in that of values alone, at least: measured."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,23 @@ def _require_apart(model: Model, theta: NDArray[np.float64], seeds: int, derivat
         )
 
 
+def _require_memory(model: Model, agents: int, lanes: int, derivative: str, executor: Executor) -> None:
+    """Refuse a run that this machine, or the GPU that it is for, can't hold.
+
+    Args:
+        model: this shard's.
+        agents: of the model before it was spread over ranks.
+    """
+    each = sum(p.least_memory(executor) for p in model.protocols)
+    if isinstance(executor, Reference):
+        each *= _TIMES[derivative]
+    purpose = f"{lanes} parameter vector{'s' if lanes > 1 else ''}"
+    if derivative != "none":
+        purpose += f" with derivatives ({derivative})"
+    share = lanes * model.population.agents / agents
+    require_memory(agents, share, each, purpose, device=executor.name.partition(":")[2])
+
+
 def _census(model: Model, rounds: Rounds) -> Arrays:
     """People in each group: of the shard for local networks, of all shards together for shared ones."""
     sizes: Arrays = {}
@@ -232,6 +252,7 @@ def run(
         raise InputError(f"The parameters have shape {theta.shape}: [lanes, {len(model.parameters)}].")
     for protocol in model.protocols:
         protocol.require_steps(steps)
+    agents = model.population.agents
     if world is None:
         world, model = here(model)
     keeper = keeper or Keeper()
@@ -241,6 +262,7 @@ def run(
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     if len(seeds) != 1:
         _require_apart(model, theta, len(seeds), derivative, chosen)
+    _require_memory(model, agents, theta.shape[0], derivative, chosen)
     parameters = torch.from_numpy(theta)
     world.begin(trajectory, hashlib.sha256(theta.tobytes()).digest())
     rounds = Rounds(world)

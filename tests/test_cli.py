@@ -265,6 +265,7 @@ def test_json_holds_an_error_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (KeyboardInterrupt(), 3, "paused"),
         (ValueError("deaths = 60917"), 1, "failed"),
         (EOFError("deaths = 60917"), 1, "failed"),
+        (MemoryError("deaths = 60917"), 1, "failed"),
     ],
 )
 def test_errors_have_their_exit_code_and_leave_their_mark_on_the_run(
@@ -290,6 +291,7 @@ def test_errors_have_their_exit_code_and_leave_their_mark_on_the_run(
     assert run.status == status and not run.owned
     if code == 3:
         assert f"lpm resume {run.path}" in shown.err
+    assert ("The memory is spent" in shown.err) == isinstance(error, MemoryError)
     logs = list(run.path.glob("error-*.log"))
     assert len(logs) == (1 if code == 1 else 0)
     for log in logs:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lpm.errors import InputError
 from lpm.flame.protocol import Change, Protocol, Step
-from lpm.kernels.spec import Spec, Summed, Tables
+from lpm.kernels.spec import Executor, Spec, Summed, Tables
 from lpm.parameters import Driver, Expression, expression
 from lpm.relax import one_minus_exp
 
@@ -200,6 +200,9 @@ class Contagion(Protocol):
     def by_executor(self) -> bool:
         # Unless a subclass does something of its own.
         return all(getattr(type(self), name) is getattr(Contagion, name) for name in ("start", "emit", "transition"))
+
+    def least_memory(self, executor: Executor) -> int:
+        return executor.least_memory(self.spec)
 
     def shard(self, positions: NDArray[np.int64]) -> Contagion:
         initial: dict[str, Expression | float | ArrayLike] = {}

@@ -156,6 +156,10 @@ class Protocol:
         """
         return False
 
+    def least_memory(self, executor: Executor) -> int:
+        """Bytes of each agent and lane that a run by this executor takes at least, the people themselves apart."""
+        return 0
+
     def start(self, step: Step) -> Change:
         """The first state."""
         return Change()

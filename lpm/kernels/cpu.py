@@ -317,6 +317,9 @@ class Fused:
         self._plans: dict[int, _Plan] = {}
         self._known: dict[int, _Held] = {}
 
+    def least_memory(self, spec: Spec) -> int:
+        return 5  # the stages before and after a step, and who changed
+
     def _plan(self, spec: Spec) -> _Plan:
         if id(spec) not in self._plans:
             self._plans[id(spec)] = _Plan.of(spec)

@@ -297,6 +297,9 @@ class Compiled:
         self._ids: tuple[NDArray[np.uint64], Tensor] | None = None
         self._sizes: tuple[Spec, list[Tensor | None], Tensor] | None = None
 
+    def least_memory(self, spec: Spec) -> int:
+        return self._tensors.least_memory(spec)
+
     def _plan(self, spec: Spec) -> _Plan:
         if id(spec) not in self._plans:
             self._plans[id(spec)] = _Plan.of(spec, self.device)

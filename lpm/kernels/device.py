@@ -128,6 +128,9 @@ class Device:
         self._sizes: dict[str, tuple[Tensor, Tensor]] = {}
         self._pairs: dict[int, tuple[Edges, Tensor, Tensor]] = {}
 
+    def least_memory(self, spec: Spec) -> int:
+        return 5
+
     def size(self, name: str, people: Tensor) -> Tensor:
         """People per cell of a network, on the device: sent once, since a run never changes them [cells]."""
         if name not in self._sizes or self._sizes[name][0] is not people:

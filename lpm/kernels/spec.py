@@ -174,6 +174,10 @@ class Executor(Contract):
 
     name: str
 
+    def least_memory(self, spec: Spec) -> int:
+        """Bytes of each agent and lane that a run takes at least, the people themselves apart."""
+        ...
+
     def start(
         self,
         spec: Spec,

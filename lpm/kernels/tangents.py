@@ -52,6 +52,9 @@ class Tangents:
         self._carried: dict[int, _Carried] = {}
         self._told: dict[int, Slopes] = {}
 
+    def least_memory(self, spec: Spec) -> int:
+        return 8 * LENGTH * len(_live(spec)) * -(-self.floats // LENGTH)
+
     def tell(self, spec: Spec, slopes: Slopes) -> None:
         """Derivatives of what the next `start` or `advance` of a contagion is given."""
         self._told[id(spec)] = slopes
@@ -125,11 +128,16 @@ def _by_parameter(quads: NDArray[np.float64], parameters: int) -> NDArray[np.flo
     return apart.reshape(*apart.shape[:-2], -1)[..., :parameters]
 
 
+def _live(spec: Spec) -> list[int]:
+    """The stages that somebody leaves or that pass something on."""
+    return sorted({*spec.infection, *spec.exits, *np.flatnonzero(spec.infectivity.any(axis=0)).tolist()})
+
+
 class _Carried:
     """The tangents of one contagion in all lanes.
 
     Attributes:
-        rows: how many stages are live: those that somebody leaves or that pass something on.
+        rows: how many stages are live.
         carried: tangents of each agent [lanes, quads, rows, agents, 4].
         flow: of the last step's transitions [E, C, lanes, P].
         count: of the people in each stage [S, C, lanes, P].
@@ -138,9 +146,9 @@ class _Carried:
     def __init__(self, spec: Spec, lanes: int, parameters: int) -> None:
         self.spec, self.lanes, self.parameters = spec, lanes, parameters
         stages = len(spec.stages)
-        live = {*spec.infection, *spec.exits, *np.flatnonzero(spec.infectivity.any(axis=0)).tolist()}
+        live = _live(spec)
         self.rows, self.row_of = len(live), np.full(stages, -1, dtype=np.int64)
-        self.row_of[sorted(live)] = np.arange(len(live))
+        self.row_of[live] = np.arange(len(live))
         quads = -(-parameters // LENGTH)
         self.carried = zeros(lanes, quads, self.rows, spec.agents, LENGTH)
         self.flat = self.carried.reshape(lanes, -1)  # as the loops take it
