@@ -249,8 +249,9 @@ def _processors() -> Check:
 def _memory() -> Check:
     import psutil
 
-    memory = psutil.virtual_memory()
-    free, total = memory.available / 2**30, memory.total / 2**30
+    from lpm.memory import available
+
+    free, total = available() / 2**30, psutil.virtual_memory().total / 2**30
     finding = f"{free:.1f} GiB free of {total:.1f}"
     if free < _MEMORY_GIB:
         return Check("memory", "warn", finding, "The five boroughs on one machine want 6 GiB; close other programs.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -14,6 +17,8 @@ __all__ = ["BYTES_PER_AGENT", "available", "making_bytes", "require_memory"]
 
 BYTES_PER_AGENT = 40
 """What an agent of the leanest model takes, its making included; attributes and classes come on top."""
+
+_OWN_GROUP, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 _SAMPLE = 50_000
 """People made to see what more of them take: enough that tables which don't grow with them are a small part."""
@@ -53,7 +58,20 @@ def available(device: str = "") -> float:
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available / ranks.place().local_ranks
+    return min(psutil.virtual_memory().available, _left_to_job()) / ranks.place().local_ranks
+
+
+def _left_to_job() -> float:
+    """What the container or batch job that this process is in may still take, where one limits it (cgroup v2)."""
+    left = math.inf
+    with contextlib.suppress(OSError):
+        own = next((line[4:] for line in _OWN_GROUP.read_text().splitlines() if line.startswith("0::/")), "")
+        for name in (own, *map(str, Path(own).parents)):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit here
+                limit, used = (int((_GROUPS / name / f"memory.{what}").read_text()) for what in ("max", "current"))
+                stat = dict(line.split() for line in (_GROUPS / name / "memory.stat").read_text().splitlines())
+                left = min(left, max(0, limit - used + int(stat.get("inactive_file", 0))))  # cached files give way
+    return left
 
 
 def require_memory(

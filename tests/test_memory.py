@@ -132,6 +132,29 @@ def test_ranks_on_one_machine_share_its_memory(leave, monkeypatch):
         memory.require_memory(101)
 
 
+def test_a_container_or_job_that_limits_memory_counts(leave, monkeypatch, tmp_path):
+    group, own = tmp_path / "groups" / "job" / "step", tmp_path / "own"
+    group.mkdir(parents=True)
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "_OWN_GROUP", own)
+    leave(9000)
+    assert memory.available() == 9000  # no groups on this system
+    own.write_text("4:memory:/old\n0::/job/step\n")
+    assert memory.available() == 9000  # none limits
+    for folder, limit in ((group, "max"), (group.parent, "8000")):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("5000\n")
+        (folder / "memory.stat").write_text("anon 4000\ninactive_file 1000\n")
+    assert memory.available() == 4000
+    (group / "memory.max").write_text("4500\n")
+    assert memory.available() == 500
+    own.write_text("0::/\n")  # a container sees its own group as the root
+    (tmp_path / "groups" / "memory.max").write_text("7000\n")
+    (tmp_path / "groups" / "memory.current").write_text("5000\n")
+    (tmp_path / "groups" / "memory.stat").write_text("anon 4000\n")
+    assert memory.available() == 2000
+
+
 def test_what_lies_on_a_gpu_is_held_against_its_memory(leave, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4000, 8000))
     monkeypatch.setattr(memory.ranks, "place", lambda: ranks.Place(rank=1, ranks=2, local_rank=1, local_ranks=2))
