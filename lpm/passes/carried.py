@@ -222,22 +222,22 @@ class CarriedForward(Plain):
         return slopes, env
 
     def step(self, t: int) -> Arrays:
-        theta, count, floats = self.loop.theta, len(self.directions), self.executor.floats
+        theta, count = self.loop.theta, len(self.directions)
         summed = self.loop.emit(t, theta, self.carry)
-        emitted = self.contagions.emitted(self.carry)
-        named = {f"{key}~{k}": value[..., k] for key, value in emitted.items() for k in range(floats)}
-        sums, opened = self.open(t, summed, named)
-        moved = {key: np.stack([opened[f"{key}~{k}"] for k in range(floats)], axis=-1) for key in sums}
+        emitted = {
+            key: torch.from_numpy(value).movedim(-1, 0) for key, value in self.contagions.emitted(self.carry).items()
+        }
+        sums, moved = self.open_along(t, summed, emitted)
         if self._slopes is None or not self._steady:
-            by_sum = {key: np.moveaxis(value[..., :count], -1, 0).copy() for key, value in moved.items()}
-            pushed = {key: torch.from_numpy(value) for key, value in by_sum.items()}
+            pushed = {key: value[:count] for key, value in moved.items()}
             self._slopes, self.tangents = self._push(
                 lambda theta, env, sums: self.contagions.told(t, theta, env, sums),
                 (theta, environment(self.carry), sums),
                 (self.directions, self.tangents, pushed),
             )
         for contagion, slope in zip(self.contagions.all, self._slopes, strict=True):
-            mine = {n.name: moved[f"{contagion.name}/{n.name}"] for n in contagion.spec.networks if n.shared}
+            shared = [network.name for network in contagion.spec.networks if network.shared]
+            mine = {name: np.ascontiguousarray(_last(moved[f"{contagion.name}/{name}"])) for name in shared}
             self.executor.tell(contagion.spec, Slopes(slope.cumulative, slope.factors, mine))
         self.carry, records = self.loop.advance(t, theta, self.carry, sums)
         self.recorded.append(self._outputs())
