@@ -199,6 +199,8 @@ def _choose_gradient(
     chosen, audit = resolve_estimator(
         model, theta, gradient, steps=scenario.steps, seed=seed, step=scenario.gradient.step, mode=mode
     )
+    if audit is not None:
+        audit.require_mode(mode)
     if run is not None:
         asked = "as asked; BIASED, for comparison only" if chosen in BIASED else "as asked"
         run.update(gradient={"estimator": chosen, "reason": audit.reason if audit else asked})
@@ -207,7 +209,12 @@ def _choose_gradient(
 
 def sensitivity_command(options: Options) -> dict[str, Any]:
     """Find how every output of a scenario answers to every parameter, in this process or on the ranks of `torchrun`."""
+    from lpm.estimators import require_estimator
+
     scenario = _scenario(options)
+    gradient = options.gradient or scenario.gradient.estimator
+    if gradient not in ("auto", "none"):
+        require_estimator(gradient, mode=options.mode)
     group = _join(options, scenario)
     return _sensitivity(_new_run(options, scenario, group), options, scenario, None, group)
 
@@ -217,14 +224,11 @@ def _sensitivity(
 ) -> dict[str, Any]:
     from lpm.analysis.sensitivity import Part, parse_targets, sensitivity
     from lpm.derivative_results import write_sensitivity
-    from lpm.estimators import require_estimator
     from lpm.simulation import Keeper
     from lpm.worlds.distributed import here
     from lpm.worlds.process_group import agreed
 
     gradient = options.gradient or scenario.gradient.estimator
-    if gradient not in ("auto", "none"):
-        require_estimator(gradient, mode=options.mode)
     count = 1 if group is None else group.ranks
     if run is not None:
         _begin(run, options, scenario, "local" if count == 1 else "distributed", count)
@@ -284,14 +288,23 @@ def _sensitivity(
 
 def audit_command(options: Options) -> dict[str, Any]:
     """Measure how true each gradient estimator is on a scenario, in this process."""
-    from lpm.analysis.audit import audit_gradients, require_known
-    from lpm.derivative_results import write_audit
+    from lpm.analysis.audit import require_known
 
     scenario = _scenario(options)
     require_known(options.estimators)
+    _require_alone()
+    return _audit(Run.create(options.out, options.to_command(), scenario.name), options, scenario)
+
+
+def _require_alone() -> None:
     if ranks.place().ranks > 1:
         raise InputError("lpm audit runs in one process.", "Start it without torchrun, with fewer agents (--agents).")
-    run = Run.create(options.out, options.to_command(), scenario.name)
+
+
+def _audit(run: Run, options: Options, scenario: Scenario) -> dict[str, Any]:
+    from lpm.analysis.audit import audit_gradients
+    from lpm.derivative_results import write_audit
+
     _begin(run, options, scenario, "local")
     began = time.monotonic()
     model = scenario.build()
@@ -467,6 +480,10 @@ def resume_command(path: Path, options: Options) -> dict[str, Any]:
             raise InputError(f"{path} is a federation, which ranks can't resume.", "Resume it without torchrun.")
         run.reopen()
         return _federate(run, options, scenario, resume=True)
+    if options.command == "audit":  # it keeps no checkpoints, and begins again
+        _require_alone()
+        run.reopen()
+        return _audit(run, options, scenario)
     work = {"simulate": _simulate, "sensitivity": _sensitivity, "calibrate": _calibrate}[options.command]
     group = _join(options, scenario)
     if group is not None and group.rank > 0:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import psutil
@@ -24,14 +25,26 @@ _SAMPLE = 50_000
 """People made to see what more of them take: enough that tables which don't grow with them are a small part."""
 
 
-def making_bytes(make: Callable[[int], object], agents: int) -> float:
+_MEASURING = threading.Lock()
+_measured: dict[Hashable, float] = {}
+
+
+def making_bytes(make: Callable[[int], object], agents: int, what: Hashable) -> float:
     """What the making of one agent more takes at its peak, in bytes: from two small populations that are thrown away.
 
     Args:
         make: makes a population of so many agents.
         agents: of the population in question; the small ones are no larger than a half of it.
+        what: is made; the same is measured once.
     """
     few = min(_SAMPLE, max(1, agents // 4))
+    with _MEASURING:  # what Python allocates is counted for all threads together
+        if (what, few) not in _measured:
+            _measured[what, few] = _making_bytes(make, few)
+        return _measured[what, few]
+
+
+def _making_bytes(make: Callable[[int], object], few: int) -> float:
     mine = not tracemalloc.is_tracing()
     if mine:
         tracemalloc.start()

@@ -448,8 +448,9 @@ class Scenario:
         memory.require_memory(self.agents, share)
         if 10 * memory.BYTES_PER_AGENT * self.agents * share > memory.available():
             build = self.module().build
+            what = self.folder, self.hash, chosen
             try:
-                each = memory.making_bytes(lambda agents: build(self, chosen, agents=agents, seed=0), self.agents)
+                each = memory.making_bytes(lambda agents: build(self, chosen, agents=agents, seed=0), self.agents, what)
             except InputError:  # it can't be made so small; what it says of it would not be to the point
                 return
             memory.require_memory(self.agents, share, each / share)

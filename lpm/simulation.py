@@ -32,7 +32,7 @@ from lpm.passes.plain import Plain
 from lpm.passes.score import Score
 from lpm.passes.steps import Arrays, Rounds, Steps, spread
 from lpm.passes.tangent import Forward, Reverse
-from lpm.worlds.distributed import here
+from lpm.worlds.distributed import agents_of_all, here
 from lpm.worlds.world import World
 
 __all__ = ["Keeper", "Trajectory", "choose_executor", "lanes_apart", "run"]
@@ -165,13 +165,11 @@ def _require_apart(model: Model, theta: NDArray[np.float64], seeds: int, derivat
         )
 
 
-def _require_memory(model: Model, agents: int, lanes: int, derivative: str, executor: Executor) -> None:
-    """Refuse a run that this machine, or the GPU that it is for, can't hold.
-
-    Args:
-        model: this shard's.
-        agents: of the model before it was spread over ranks.
-    """
+def _require_memory(model: Model, lanes: int, derivative: str, executor: Executor) -> None:
+    """Refuse a run that this machine, or the GPU that it is for, can't hold."""
+    agents = agents_of_all(model)
+    if not agents:
+        return
     each = sum(p.least_memory(executor) for p in model.protocols)
     if isinstance(executor, Reference):
         each *= _TIMES[derivative]
@@ -252,7 +250,6 @@ def run(
         raise InputError(f"The parameters have shape {theta.shape}: [lanes, {len(model.parameters)}].")
     for protocol in model.protocols:
         protocol.require_steps(steps)
-    agents = model.population.agents
     if world is None:
         world, model = here(model)
     keeper = keeper or Keeper()
@@ -262,7 +259,7 @@ def run(
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     if len(seeds) != 1:
         _require_apart(model, theta, len(seeds), derivative, chosen)
-    _require_memory(model, agents, theta.shape[0], derivative, chosen)
+    _require_memory(model, theta.shape[0], derivative, chosen)
     parameters = torch.from_numpy(theta)
     world.begin(trajectory, hashlib.sha256(theta.tobytes()).digest())
     rounds = Rounds(world)

@@ -2,13 +2,15 @@
 
 import re
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lpm import memory, ranks
+import lpm
+from lpm import memory, ranks, simulation
 from lpm import scenario as scenarios
 from lpm.bench.workload import default_values, workload
 from lpm.cli import main
@@ -163,6 +165,45 @@ def test_what_lies_on_a_gpu_is_held_against_its_memory(leave, monkeypatch):
     with pytest.raises(InputError, match="101 agents") as no:
         memory.require_memory(101, device="cuda:1")
     assert "to each rank" not in no.value.message and "larger GPU" in no.value.remedy
+
+
+def test_the_workload_is_held_against_the_memory(leave):
+    leave(39 * 2000)
+    with pytest.raises(InputError, match="2,000 agents need at least"):
+        workload(2000)
+
+
+def test_a_part_of_a_population_is_refused_in_the_words_of_the_whole(leave, monkeypatch):
+    model = workload(1000, shared=("household", "workplace", "community"))
+    monkeypatch.setattr(simulation, "agents_of_all", lambda part: 4000)
+    leave(2500)
+    with pytest.raises(InputError, match="4,000 agents need at least") as no:
+        run(model, default_values(0), steps=1, seed=1)
+    assert "at most 2,000 with" in no.value.remedy
+
+
+def test_nobody_needs_nothing(leave):
+    leave(0)
+    empty = lpm.Model(
+        lpm.Population(0),
+        networks=[lpm.Groups("town", of=np.zeros(0, dtype=int), groups=1, shared=True)],
+        protocols=[lpm.Contagion("S I", "S -> I", {"I": 1.0}, {"town": 0.1})],
+        outputs={"ill": lpm.count("I")},
+    )
+    assert run(empty, default_values(0), steps=2, seed=1).words.sum() == 0
+
+
+def test_what_is_made_is_measured_once_and_by_one_thread_at_a_time():
+    made = []
+
+    def make(agents: int) -> None:
+        made.append(np.ones(10 * agents))
+        made.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: memory.making_bytes(make, 80_000, ("test", k % 2)), range(4)))
+    assert found == pytest.approx([80.0] * 4, rel=0.01)
+    assert memory.making_bytes(lambda agents: pytest.fail("again"), 80_000, ("test", 0)) == found[0]
 
 
 def test_finite_differences_of_every_draw_count(leave):

@@ -12,6 +12,7 @@ import xarray as xr
 
 import lpm
 from lpm import cli, console
+from lpm.analysis.audit import Audit
 from lpm.analysis.sensitivity import elasticity_of
 from lpm.errors import InputError
 from lpm.runs import Run
@@ -172,3 +173,34 @@ def test_the_audit_command_leaves_its_table_figure_and_recommendation(capsys):
     assert "wrong signs" in (said := capsys.readouterr().out) and "st-gumbel" in said
     assert cli.main(["audit", str(FOLDER), "--estimators", "magic", "--json"]) == 2
     assert "no estimator 'magic'" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_an_audit_that_was_stopped_begins_again(capsys, monkeypatch):
+    asked = ["audit", str(FOLDER), "--steps", "4", "--seeds", "3", "--estimators", "tangent"]
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lpm.analysis.audit.audit_gradients", stop)
+        assert cli.main([*asked, "--out", "stopped"]) == 3
+    assert "lpm resume" in capsys.readouterr().err
+    assert cli.main(["resume", "stopped"]) == 0
+    assert list(pd.read_csv("stopped/audit.csv")["estimator"]) == ["fd", "tangent"]
+    capsys.readouterr()
+    assert cli.main(["resume", "stopped"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_a_way_back_that_no_true_estimator_has_is_refused_and_not_recorded(capsys, monkeypatch):
+    def choose_fd(model, theta, gradient, **_):
+        return "fd", Audit("fd", "nothing else is true", (), 3)
+
+    asked = ["sensitivity", str(FOLDER), "--steps", "4", "--mode", "reverse"]
+    monkeypatch.setattr("lpm.analysis.audit.resolve_estimator", choose_fd)
+    assert cli.main([*asked, "--out", "back"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "No estimator with a reverse mode was shown to be true here (nothing else is true)" in said
+    assert "gradient" not in Run.open(Path("back")).record()
+    assert cli.main([*asked, "--gradient", "fd", "--out", "never"]) == 2
+    assert "fd has no reverse mode" in capsys.readouterr().err and not Path("never").exists()

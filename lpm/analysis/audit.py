@@ -45,6 +45,14 @@ class Audit:
         """The figures of one estimator."""
         return next(each for each in self.verdicts if each.estimator == estimator)
 
+    def require_mode(self, mode: str) -> None:
+        """Refuse what the estimator to use can't do."""
+        if mode not in REGISTRY[self.chosen].modes:
+            raise InputError(
+                f"No estimator with a {mode} mode was shown to be true here ({self.reason}).",
+                "Go forward, or name an estimator that goes back (alternates or tangent) and mind its bias.",
+            )
+
     def table(self) -> pd.DataFrame:
         """One row per estimator.
 

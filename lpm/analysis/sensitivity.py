@@ -219,14 +219,9 @@ def sensitivity(
     wanted = parse_targets(targets or list(model.outputs), list(model.recorded))
     if gradient != "auto":
         require_estimator(gradient, model, mode)
-    elif mode == "reverse" and not any(mode in each.modes for each in REGISTRY.values()):
-        raise InputError("No estimator has a reverse mode.", "Use mode=forward.")
     chosen, audit = resolve_estimator(model, theta, gradient, steps=steps, seed=seed, step=step, mode=mode)
-    if audit is not None and mode not in REGISTRY[chosen].modes:
-        raise InputError(
-            f"No estimator with a reverse mode was shown to be true here ({audit.reason}).",
-            "Use mode=forward, or name an estimator with gradient=… and mind its bias.",
-        )
+    if audit is not None:
+        audit.require_mode(mode)
     parts, executed = list(done), ""
     for k in range(len(parts), replicates):
         part, executed = _replicate(

@@ -82,8 +82,10 @@ def workload(
         layers: small groups that the gradient `alternates` follows exactly.
 
     Raises:
-        InputError: for fewer agents than a workplace has, or a number of parameters that there isn't.
+        InputError: for fewer agents than a workplace has or more than fit the memory, or a number of parameters that
+            there isn't.
     """
+    require_memory(agents)
     if agents < _WORKPLACE:
         raise InputError(f"The workload has {agents} agents: a whole number from {_WORKPLACE}.")
     if not 0 <= parameters <= len(PARAMETERS):
@@ -141,7 +143,6 @@ def bench_workload(agents: int, days: int, seed: int = 0, executor: str = "auto"
     """
     if days < 2:
         raise InputError(f"`--days` is {days}: a whole number from 2, since the first day warms up.")
-    require_memory(agents)
     # The hot loop is compiled, or loaded from the cache, before anything is timed.
     simulation.run(workload(10 * _COMMUNITY), default_values(0), steps=2, seed=seed, executor=executor)
     model = workload(agents, seed)

@@ -22,7 +22,7 @@ from lpm.worlds.local import LocalWorld
 from lpm.worlds.process_group import Ranks, join
 from lpm.worlds.world import Disclosure, Number, Spread, World
 
-__all__ = ["DistributedWorld", "here"]
+__all__ = ["DistributedWorld", "agents_of_all", "here"]
 
 
 class DistributedWorld:
@@ -41,6 +41,7 @@ class DistributedWorld:
     def __init__(self, group: Ranks, rank_of: NDArray[np.int32], description: str) -> None:
         self.group, self.parties = group, group.ranks
         self._rank_of, self._description = rank_of, description
+        self.agents = int(rank_of.size)
 
     def begin(self, trajectory: int, parameters: bytes) -> None:
         """See `World.begin`; here the ranks make sure that they are about to do the same."""
@@ -101,7 +102,6 @@ class DistributedWorld:
             return None
         if found is None:
             return self.group.deal([])
-        agents = self._rank_of.size
         parts: list[dict[str, Any]] = [{} for _ in range(self.parties)]
         for name, value in found.items():
             if name.startswith("own:"):
@@ -114,7 +114,7 @@ class DistributedWorld:
                     )
                 parts[rank][plain] = value
                 continue
-            kind, axis = _kind(spread, name, value, agents)
+            kind, axis = _kind(spread, name, value, self.agents)
             if kind == "own":
                 raise CheckpointError(
                     "This checkpoint was written by one process, and ranks can't go on from it.",
@@ -176,3 +176,8 @@ def here(model: Model) -> tuple[World, Model]:
         _PLACED[shard] = world, None
     placed, part = _PLACED[model]
     return placed, model if part is None else part
+
+
+def agents_of_all(model: Model) -> int:
+    """How many agents the population has that a model is of, or, on a rank, a part of."""
+    return _PLACED[model][0].agents if model in _PLACED else model.population.agents
