@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "Declared", "Federation", "Privacy", "PublicNetwork", "PublicOutput", "Scenario", "load"]
 
 MODEL_FILE = "model.py"
+MOST_FRACTION_BITS = 62
+"""A word of 64 bits needs one for the sign, and one before the point."""
 _IMPORTING = threading.Lock()
 
 
@@ -341,10 +343,12 @@ class Scenario:
             ("calibration.iterations", self.calibration.iterations, 1),
             ("calibration.draws", self.calibration.draws, 1),
             ("calibration.predictive_draws", self.calibration.predictive_draws, 2),
+            ("calibration.replicates", self.calibration.replicates, 1),
             ("federation.resolution_days", self.federation.resolution_days, 1),
             ("scenario.minimum_people", self.minimum_people, 1),
             ("scenario.minimum_institutions", self.minimum_institutions, 1),
             ("scenario.observed_days", self.observed_days, 0),
+            *((f"networks.{name}.groups", network.groups, 1) for name, network in self.networks.items()),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise InputError(f"{what} is {value}: a whole number from {lowest}.")
@@ -368,8 +372,19 @@ class Scenario:
             )
         if not 0 < self.gradient.step < 1:
             raise InputError(f"gradient.step is {self.gradient.step}: between 0 and 1.")
-        if not 0 < self.calibration.weight < math.inf:
-            raise InputError(f"calibration.weight is {self.calibration.weight}: a number above 0.")
+        for what, number in (
+            ("calibration.weight", self.calibration.weight),
+            ("federation.deadline_seconds", self.federation.deadline_seconds),
+            ("population.people", self.people),
+            *((f"networks.{name}.bound", network.bound) for name, network in self.networks.items()),
+        ):
+            if not 0 < number < math.inf:
+                raise InputError(f"{what} is {number}: a finite number above 0.")
+        if not 1 <= self.federation.fraction_bits <= MOST_FRACTION_BITS:
+            raise InputError(
+                f"federation.fraction_bits is {self.federation.fraction_bits}: a whole number from 1 to "
+                f"{MOST_FRACTION_BITS}."
+            )
 
     def require_thresholds(self, sharing: str) -> None:
         """Refuse an engine that can't tell above a threshold only, where the scenario asks for it.
@@ -667,9 +682,13 @@ def _section(
         value = given[key]
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            wanted = {int: "a whole number", float: "a number", str: "text", list: "a list", dt.date: "a date"}[kind]
-            raise InputError(f"{path}: {where}.{key} is {value!r}: {wanted}.")
+        # A time of day is a date to Python, and True a number.
+        if not isinstance(value, kind) or isinstance(value, bool | dt.datetime):
+            wanted = {int: "a whole number", float: "a number", str: "text", list: "a list", dt.date: "a date alone"}[
+                kind
+            ]
+            shown = value if isinstance(value, dt.date | dt.time) else repr(value)
+            raise InputError(f"{path}: {where}.{key} is {shown}: {wanted}.")
         values[key] = value
     return values
 

@@ -40,6 +40,16 @@ def broken(tmp_path):
         ("[calibration]", "[calibrations]", "calibrations is not known"),
         ("[gradient]", "[gradient", "can't be read"),
         ('role = "dynamics"', 'role = "magic"', "dynamics or observation"),
+        ("start = 2020-01-06", "start = 2020-01-06T10:30:00", "scenario.start is 2020-01-06 10:30:00: a date alone"),
+        ("agents = 480", "agents = 480\npeople = 0", r"population.people is 0.0: a finite number above 0"),
+        ("agents = 480", "agents = 480\npeople = inf", r"population.people is inf: a finite number above 0"),
+        ("groups = 4", "groups = 0", r"networks.town.groups is 0: a whole number from 1"),
+        ("groups = 4", "groups = 4.0", r"networks.town.groups is 4.0: a whole number"),
+        ("bound = 1.0", "bound = -1", r"networks.town.bound is -1.0: a finite number above 0"),
+        ("bound = 1.0", "bound = nan", r"networks.town.bound is nan: a finite number above 0"),
+        ("fraction_bits = 32", "fraction_bits = 63", r"federation.fraction_bits is 63: a whole number from 1 to 62"),
+        ("deadline_seconds = 20.0", "deadline_seconds = inf", "federation.deadline_seconds is inf: a finite number"),
+        ("draws = 3", "draws = 3\nreplicates = 0", r"calibration.replicates is 0: a whole number from 1"),
     ],
 )
 def test_mistakes_are_named(broken, old, new, words):
@@ -63,6 +73,9 @@ def test_settings_apply_by_name_and_unknown_ones_are_refused():
         ({name: "1e9"}, name),
         ({"calibration.draws": "2.5"}, "a whole number"),
         ({"calibration.draws": "0"}, "calibration.draws is 0"),
+        ({"calibration.replicates": "0"}, "calibration.replicates is 0"),
+        ({"federation.fraction_bits": "0"}, "federation.fraction_bits is 0"),
+        ({"federation.deadline_seconds": "-1"}, "federation.deadline_seconds is -1"),
     ):
         with pytest.raises(InputError, match=words):
             scenario.with_options(settings=settings)
