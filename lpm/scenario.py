@@ -480,6 +480,9 @@ class Scenario:
         chosen = self._chosen(institutions)
         self.require_memory(chosen)
         model = self.module().build(self, chosen, agents=self.agents, seed=seed)
+        # A coordinator reads scenarios and holds no simulator, whose class Model could be asked for.
+        if not all(hasattr(model, part) for part in ("population", "parameters", "networks", "outputs")):
+            raise InputError(f"build of {self.folder / MODEL_FILE} returns a {type(model).__name__}: an lpm.Model.")
         names = tuple(parameter.name for parameter in model.parameters)
         if sorted(names) != sorted(self.dynamics):
             raise InputError(
@@ -491,6 +494,14 @@ class Scenario:
                 f"The model of {self.name} records {', '.join(model.outputs)}; scenario.toml lists "
                 f"{', '.join(self.outputs)}."
             )
+        shared = {network.name: network.cells for network in model.networks if network.shared}
+        declared = {name: network.groups for name, network in self.networks.items()}
+        for name in {**shared, **declared}:
+            if shared.get(name) != declared.get(name):
+                raise InputError(
+                    f"The model of {self.name} has {shared.get(name, 'no')} groups in the shared network {name}; "
+                    f"scenario.toml declares {declared.get(name, 'none')} as networks.{name}.groups."
+                )
         for name in self.thresholds:
             model.require_whole_agents(name)
         return model

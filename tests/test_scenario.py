@@ -57,6 +57,43 @@ def test_mistakes_are_named(broken, old, new, words):
         load(broken(old, new))
 
 
+@pytest.fixture
+def town(tmp_path):
+    """A copy of a scenario, one of whose files a test may change."""
+
+    def make(file: str, old: str, new: str) -> Path:
+        folder = tmp_path / "town"
+        shutil.copytree(CLINICS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("scenario.toml", "groups = 4", "groups = 5", "has 4 groups in the shared network town; .* declares 5 as"),
+        ("scenario.toml", "[networks.town]", "[networks.city]", "has 4 groups .* network town; .* declares none as"),
+        ("scenario.toml", "[outputs.cases]", "[networks.road]\ngroups = 2\n\n[outputs.cases]", "has no groups .* road"),
+        ("model.py", "shared=True", "shared=False", "has no groups .* network town; .* declares 4 as networks.town"),
+    ],
+)
+@pytest.mark.parametrize("institutions", [None, ("north",)])
+def test_the_model_shares_the_networks_that_are_declared(town, file, old, new, words, institutions):
+    with pytest.raises(InputError, match=words):
+        load(town(file, old, new)).build(institutions)
+
+
+@pytest.mark.parametrize("name", ["three_clinics", "nyc_boroughs", "nyc_hospitals"])
+def test_a_shard_shares_the_networks_that_are_declared(name):
+    scenario = load(CLINICS.with_name(name)).with_options(agents=2000)
+    for institutions in (None, scenario.institutions[:1], scenario.institutions[-2:]):
+        scenario.build(institutions)
+
+
 def test_an_unknown_scenario_is_named():
     with pytest.raises(InputError, match="There is no scenario nowhere"):
         load("nowhere")
