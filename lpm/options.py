@@ -189,15 +189,15 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
         pairs: texts of the form `key=value`.
 
     Returns:
-        key → value, both without surrounding blanks.
+        key → value, both without surrounding blanks; `key=` gives the empty text.
 
     Raises:
-        InputError: for a text without `=`, an empty key or value, or a key given twice.
+        InputError: for a text without `=`, an empty key, or a key given twice.
     """
     settings: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
-        if not (key and equals and value):
+        if not (key and equals):
             raise InputError(f"`--set {pair}` can't be read: key=value, as in --set calibration.draws=8.")
         if key in settings:
             raise InputError(f"`--set {key}=…` is given twice: once is enough.")

@@ -426,7 +426,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_are_read_and_checked_against_what_is_known() -> None:
-    assert parse_settings(["a.b = 1", "c=x=y"]) == {"a.b": "1", "c": "x=y"}
+    assert parse_settings(["a.b = 1", "c=x=y", "d="]) == {"a.b": "1", "c": "x=y", "d": ""}
+    with pytest.raises(InputError, match="`--set =1` can't be read: key=value"):
+        parse_settings(["=1"])
     require_known(["beta"], ["gamma", "beta"])
     with pytest.raises(InputError, match=r"nyc has no such key. Did you mean beta\? Known: beta, gamma"):
         require_known(["bta"], ["gamma", "beta"], "nyc")
