@@ -15,6 +15,7 @@ import math
 import sys
 import threading
 import tomllib
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -414,7 +415,7 @@ class Scenario:
         """The scenario's `model.py`, imported.
 
         Raises:
-            InputError: if it is missing or lacks `build`.
+            InputError: if it is missing, isn't Python, imports what is not there, or lacks `build`.
         """
         path = self.folder / MODEL_FILE
         if not path.is_file():
@@ -431,11 +432,19 @@ class Scenario:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+            if not callable(getattr(module, "build", None)):
+                raise InputError(f"{path} defines no build(scenario, institutions, *, agents, seed).")
+        except BaseException as error:
             del sys.modules[name]
+            # Places and names alone: the text of an error may quote what the code has read.
+            if isinstance(error, SyntaxError) and (error.filename is None or Path(error.filename).is_file()):
+                line = f", line {error.lineno}," if error.lineno else ""
+                raise InputError(f"{error.filename or path}{line} is not Python.") from None
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                places = [each for each in traceback.extract_tb(error.__traceback__) if each.filename == spec.origin]
+                line = f", line {places[-1].lineno}," if places else ""
+                raise InputError(f"{path}{line} needs the module {error.name}, which is not installed.") from None
             raise
-        if not hasattr(module, "build"):
-            raise InputError(f"{path} defines no build(scenario, institutions, *, agents, seed).")
         return module
 
     def _chosen(self, institutions: Sequence[str] | None) -> tuple[str, ...]:
@@ -537,9 +546,11 @@ def load(folder: Path | str) -> Scenario:
             "Give the path of a folder that holds scenario.toml, such as simulations/nyc_boroughs.",
         )
     try:
-        tree = tomllib.loads(path.read_text())
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} can't be read: {error}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} can't be read: byte {error.start} is not UTF-8.") from None
     return _read(folder, path, tree)
 
 
@@ -547,6 +558,9 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
     known = {"scenario", "population", "parameters", "networks", "outputs", "gradient", "calibration"}
     known |= {"federation", "privacy"}
     _only(path, "", tree, known)
+    for name in ("parameters", "networks", "outputs"):
+        if not isinstance(tree.get(name, {}), dict):
+            raise InputError(f"{path}: {name} is {tree[name]!r}: a table.")
     head = _section(
         path,
         tree,
@@ -585,9 +599,10 @@ def _read(folder: Path, path: Path, tree: dict[str, Any]) -> Scenario:
         )
         if part["role"] not in ("dynamics", "observation"):
             raise InputError(f"{path}: parameters.{name}.role is {part['role']!r}: dynamics or observation.")
-        bounds = None if part["bounds"] is None else tuple(map(float, part["bounds"]))
-        if bounds is not None and len(bounds) != 2:
+        bounds = None if part["bounds"] is None else tuple(part["bounds"])
+        if bounds is not None and (len(bounds) != 2 or not all(type(bound) in (int, float) for bound in bounds)):
             raise InputError(f"{path}: parameters.{name}.bounds is {part['bounds']}: two numbers.")
+        bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         parameter = Parameter(name, part["prior"], bounds, part["unit"], part["label"])
         parameter.require(part["value"])
         declared.append(Declared(parameter, part["role"], part["value"]))

@@ -13,6 +13,7 @@ import clients
 import lpm
 from lpm import source
 from lpm.errors import InputError
+from lpm.options import parse_settings
 from lpm.scenario import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,10 @@ def broken(tmp_path):
         ("fraction_bits = 32", "fraction_bits = 63", r"federation.fraction_bits is 63: a whole number from 1 to 62"),
         ("deadline_seconds = 20.0", "deadline_seconds = inf", "federation.deadline_seconds is inf: a finite number"),
         ("draws = 3", "draws = 3\nreplicates = 0", r"calibration.replicates is 0: a whole number from 1"),
+        ("bounds = [0.02, 5.0]", 'bounds = ["a", 5.0]', r"transmissibility.bounds is \['a', 5.0\]: two numbers"),
+        ("bounds = [0.02, 5.0]", "bounds = [true, 5.0]", "transmissibility.bounds is .*: two numbers"),
+        ("bounds = [0.02, 5.0]", "bounds = [0.02]", "transmissibility.bounds is .*: two numbers"),
+        ("[networks.town]", "[[networks]]", "networks is .*: a table"),
     ],
 )
 def test_mistakes_are_named(broken, old, new, words):
@@ -94,6 +99,45 @@ def test_a_shard_shares_the_networks_that_are_declared(name):
         scenario.build(institutions)
 
 
+def test_a_scenario_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "scenario.toml").write_bytes(b'[scenario]\ntitle = "Caf\xe9"\n')
+    with pytest.raises(InputError, match=r"scenario.toml can't be read: byte 23 is not UTF-8"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (b"x = 1\ny = (\n", r"model.py, line 2, is not Python\.$"),
+        (b"x = '\xff'\n", r"model.py, line 1, is not Python\.$"),
+        (b"import json\nimport nowhere_at_all.deep\n", "model.py, line 2, needs the module nowhere_at_all, which"),
+        (b"build = 3\n", "model.py defines no build"),
+        (b"def build(*_, **__):\n    return {}\n", r"build of .*model.py returns a dict: an lpm.Model\.$"),
+    ],
+)
+def test_a_model_that_is_none_is_named(town, code, words):
+    folder = town("model.py", "", "")
+    (folder / "model.py").write_bytes(code)
+    for _ in range(2):
+        with pytest.raises(InputError, match=words):
+            load(folder).build()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("raise ValueError('private: 17')\n", ValueError),
+        ("eval('private: 17')\n", SyntaxError),
+        ("def build(*_, **__):\n    raise KeyError('private: 17')\n", KeyError),
+    ],
+)
+def test_an_error_of_the_models_own_code_stays_as_it_is(town, code, kind):
+    folder = town("model.py", "", "")
+    (folder / "model.py").write_text(code)
+    with pytest.raises(kind):
+        load(folder).build()
+
+
 def test_an_unknown_scenario_is_named():
     with pytest.raises(InputError, match="There is no scenario nowhere"):
         load("nowhere")
@@ -110,12 +154,22 @@ def test_settings_apply_by_name_and_unknown_ones_are_refused():
         ({name: "1e9"}, name),
         ({"calibration.draws": "2.5"}, "a whole number"),
         ({"calibration.draws": "0"}, "calibration.draws is 0"),
+        ({"calibration.draws": ""}, "`--set calibration.draws=`: a whole number"),
+        ({"gradient.step": ""}, "`--set gradient.step=`: a finite number"),
+        ({name: ""}, f"`--set {name}=`: a finite number"),
+        ({"gradient.estimator": ""}, "gradient.estimator is '': one of"),
         ({"calibration.replicates": "0"}, "calibration.replicates is 0"),
         ({"federation.fraction_bits": "0"}, "federation.fraction_bits is 0"),
         ({"federation.deadline_seconds": "-1"}, "federation.deadline_seconds is -1"),
     ):
         with pytest.raises(InputError, match=words):
             scenario.with_options(settings=settings)
+
+
+def test_an_empty_text_is_none():
+    scenario = load(CLINICS).with_options(settings={"federation.thresholds": "cases"})
+    assert scenario.thresholds == ("cases",)
+    assert scenario.with_options(settings=parse_settings(["federation.thresholds="])).thresholds == ()
 
 
 def test_a_shorter_run_holds_out_fewer_days():
