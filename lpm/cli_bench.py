@@ -12,8 +12,8 @@ from lpm.options import SHARINGS
 
 __all__ = ["register"]
 
-Agents = Annotated[int, typer.Option(min=1, metavar="N", help="Size of the population.")]
-Days = Annotated[int, typer.Option(min=1, metavar="DAYS", help="Days to simulate.")]
+Agents = Annotated[int, typer.Option(min=20, metavar="N", help="Size of the population.")]
+Days = Annotated[int, typer.Option(min=2, metavar="DAYS", help="Days to simulate.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all random numbers.")]
 Device = Annotated[str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run contagions on a torch device.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def federation(
-    parties: Annotated[int, typer.Option(min=1, metavar="N", help="How many, from 3.")] = 3,
+    parties: Annotated[int, typer.Option(min=3, metavar="N", help="How many: two would learn each other's.")] = 3,
     words: Annotated[int, typer.Option(min=1, metavar="WORDS", help="64-bit words in a round.")] = 10_000,
     sharing: Annotated[str, typer.Option(metavar="|".join(SHARINGS), help="The engine of the secure sum.")] = "crypten",
     rounds: Annotated[int, typer.Option(min=1, metavar="ROUNDS", help="Timed rounds of each kind.")] = 200,
@@ -48,7 +48,7 @@ def federation(
 
 def sensitivity(
     agents: Agents = 8_400_000,
-    days: Days = 180,
+    days: Annotated[int, typer.Option(min=1, metavar="DAYS", help="Days to simulate.")] = 180,
     parameters: Annotated[int, typer.Option(min=1, metavar="P", help="How many parameters.")] = 6,
     gradient: Annotated[str, typer.Option(metavar="ESTIMATOR", help="How derivatives are found.")] = "fd",
     device: Device = None,
