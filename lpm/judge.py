@@ -208,4 +208,8 @@ def choose(verdicts: Sequence[Verdict]) -> tuple[str, str]:
             )
         else:
             parts.append(f"the bias of {each.estimator} ({each.words()}) was not shown to be below {LIMIT:.0%}")
-    return REFERENCE, "; ".join(parts) or "no other estimator supports the model"
+    return REFERENCE, "; ".join(parts) or (
+        "the others are for comparison only"
+        if any(each.runs for each in verdicts if each is not reference)
+        else "no other estimator supports the model"
+    )

@@ -118,6 +118,9 @@ def test_straight_through_is_biased_and_says_so(vectors):
     audit = audit_gradients(_households(2, 300), {"hazard": 0.7}, steps=2, seeds=4, estimators=["st-gumbel"])
     row = audit.table().set_index("estimator").loc["st-gumbel"]
     assert row["label"] == "st-gumbel (biased)" and "comparison" in row["note"] and audit.chosen == "fd"
+    assert audit.reason == "the others are for comparison only"
+    alone = audit_gradients(_households(2, 300), {"hazard": 0.7}, steps=2, seeds=2, estimators=["fd"])
+    assert alone.chosen == "fd" and alone.reason == "no other estimator was asked for"
 
 
 def test_an_estimator_that_cannot_is_refused_with_what_to_use_instead():

@@ -45,9 +45,7 @@ def test_a_household_of_two_has_its_exact_elasticity():
 
 def test_finite_differences_by_hand_give_the_same_sensitivities():
     model = models.town(300)
-    found = lpm.sensitivity(
-        model, models.THETA, steps=12, seed=3, gradient="fd", step=0.05, targets=["admissions:peak"]
-    )
+    found = lpm.sensitivity(model, models.THETA, steps=12, seed=3, gradient="fd", step=0.05, targets="admissions:peak")
     up, down = ({**models.THETA, "gamma": models.THETA["gamma"] * factor} for factor in (1.05, 0.95))
     runs = [lpm.simulate(model, values, steps=12, seed=3).outputs for values in (up, down)]
     slope = (runs[0] - runs[1]) / (0.1 * models.THETA["gamma"])
@@ -100,6 +98,7 @@ def test_an_elasticity_at_zero_has_a_rule():
     [
         ({"gradient": "none"}, "needs derivatives"),
         ({"targets": ["deaths"]}, "'deaths' is none of this model"),
+        ({"targets": "deaths"}, "'deaths' is none of this model"),
         ({"targets": ["infections:mean"]}, "OUTPUT:total or OUTPUT:peak"),
         ({"gradient": "fd", "mode": "reverse"}, "fd has no reverse mode"),
         ({"replicates": 0}, "replicates is 0"),

@@ -57,18 +57,18 @@ class Target:
         return weights
 
 
-def parse_targets(texts: Sequence[str], outputs: Sequence[str]) -> tuple[Target, ...]:
+def parse_targets(texts: str | Sequence[str], outputs: Sequence[str]) -> tuple[Target, ...]:
     """Read targets such as `admissions`, `admissions:total` or `admissions:peak`.
 
     Args:
-        texts: an output alone means both kinds.
+        texts: one or several; an output alone means both kinds.
         outputs: the outputs there are.
 
     Raises:
         InputError: for an output or kind there is not.
     """
     found: list[Target] = []
-    for text in texts:
+    for text in [texts] if isinstance(texts, str) else texts:
         match = re.fullmatch(r"([^:]+)(?::(.+))?", text.strip())
         output, kind = (match.group(1), match.group(2)) if match else (text, None)
         if output not in outputs or kind not in (None, *KINDS):
@@ -161,7 +161,7 @@ def sensitivity(
     seed: int = 0,
     gradient: str = "auto",
     mode: str = "forward",
-    targets: Sequence[str] = (),
+    targets: str | Sequence[str] = (),
     replicates: int = 1,
     step: float | None = None,
     executor: str = "auto",
@@ -179,7 +179,8 @@ def sensitivity(
         seed: of all random numbers.
         gradient: an estimator of `lpm.estimators.REGISTRY`, or "auto" (an audit on this model chooses).
         mode: "forward": every output at every step; "reverse": the targets alone, for hundreds of parameters.
-        targets: `OUTPUT`, `OUTPUT:total` or `OUTPUT:peak`; total and peak of every public output by default.
+        targets: `OUTPUT`, `OUTPUT:total` or `OUTPUT:peak`, one or several; total and peak of every public output by
+            default.
         replicates: runs with random numbers of their own; from two on there are standard errors.
         step: of finite differences, relative.
         executor: see `lpm.simulate`.
