@@ -243,7 +243,8 @@ class CheckpointStore:
             try:
                 return self.load(step)
             except _Torn as error:
-                logger.warning("%s The one before it is used.", error.message)
+                before = " The one before it is used." if step > steps[0] else ""
+                logger.warning("%s%s", error.message, before)
         if steps:
             raise CheckpointError(f"No checkpoint in {self.folder} is whole.", "Start the run again.")
         return None

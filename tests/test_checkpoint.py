@@ -140,10 +140,12 @@ def test_a_torn_file_is_told_and_the_one_before_is_used(
         flip(path, {"first": 0, "step": 16, "digest": 60, "last": size - 1}[damage])
     loaded = store.latest()
     assert loaded is not None and loaded.content == {"step": 1}
-    assert "torn" in caplog.text
+    assert "torn" in caplog.text and "The one before it is used" in caplog.text
     flip(tmp_path / "step-000000000001.lpm", 50)
+    caplog.clear()
     with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole"):
         store.latest()
+    assert caplog.text.count("is torn") == 2 and caplog.text.count("The one before it is used") == 1
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_no_litter(tmp_path: Path) -> None:
