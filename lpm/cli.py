@@ -148,6 +148,7 @@ def _before(
     if version:
         typer.echo(f"lpm {metadata.version('lpm')}")
         raise typer.Exit
+    ranks.threads()  # numba would meet a bad number first
 
 
 @app.command()
@@ -453,7 +454,9 @@ def _mark(code: int, error: str) -> Path | None:
         run = Run.open(path)
         if run.owned and run.status == "running":
             fields = {"error": error} if error else {}
-            run.update(status="paused" if code == Interrupted.exit_code else "failed", **fields)
+            # A checkpoint that other flags or another number of ranks can't go on from is as good as before.
+            kept = code == Interrupted.exit_code or (code == InputError.exit_code and run.checkpoints.steps())
+            run.update(status="paused" if kept else "failed", **fields)
     except LpmError:  # a full disk, or the directory is gone: the first error is the one to tell
         pass
     return path

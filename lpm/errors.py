@@ -67,15 +67,15 @@ class Interrupted(LpmError):
 
 
 class PeerLost(LpmError):
-    """A party (or the coordinator) went away or stopped answering.
+    """A party (or the coordinator, or a rank) went away or stopped answering.
 
     It derives from no RuntimeError: CrypTen's converters swallow those and start again.
     """
 
     exit_code = 3
 
-    def __init__(self, party: str, reason: str) -> None:
-        super().__init__(f"{party} is lost: {reason}.", RESUME)
+    def __init__(self, party: str, reason: str, remedy: str = RESUME) -> None:
+        super().__init__(f"{party} is lost: {reason}.", remedy)
         self.party = party
         self.reason = reason
 

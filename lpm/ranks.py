@@ -13,7 +13,7 @@ from typing import Protocol
 
 from lpm.errors import InputError, LpmError
 
-__all__ = ["Links", "Place", "joined", "link", "lost", "place", "say_end", "set_threads", "speak", "speaks"]
+__all__ = ["Links", "Place", "joined", "link", "lost", "place", "say_end", "set_threads", "speak", "speaks", "threads"]
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,34 @@ def _number(name: str, lowest: int, beyond: int | None, default: int) -> int:
 
 
 def set_threads() -> None:
-    """Give this rank its share of the machine's cores, unless `LPM_THREADS` or `NUMBA_NUM_THREADS` say otherwise."""
+    """Give this rank its share of the machine's cores, unless `NUMBA_NUM_THREADS` says otherwise."""
     try:
         here = place()
     except InputError:  # told when a command begins
         return
     if here.ranks > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        for name in ("LPM_THREADS", "NUMBA_NUM_THREADS"):
-            os.environ.setdefault(name, str(max(1, cores // here.local_ranks)))
+        os.environ.setdefault("NUMBA_NUM_THREADS", str(max(1, _cores() // here.local_ranks)))
+
+
+def threads() -> int:
+    """How many threads this process uses: `NUMBA_NUM_THREADS`, or the cores it may use.
+
+    Raises:
+        InputError: if NUMBA_NUM_THREADS is not a whole number from 1.
+    """
+    wanted = os.environ.get("NUMBA_NUM_THREADS")
+    if wanted is None:
+        return _cores()
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise InputError(
+            f"The variable NUMBA_NUM_THREADS is {wanted!r}: a whole number from 1.",
+            "Unset it to use all cores of this process.",
+        )
+    return int(wanted)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Links(Protocol):

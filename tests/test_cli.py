@@ -231,6 +231,15 @@ def test_the_summary_shows_an_audit(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["tangent", "n/a", "n/a", "n/a", "not", "supported"] in said
 
 
+@pytest.mark.parametrize("wanted", ["0", "abc"])
+def test_a_number_of_threads_that_is_none_is_one_line_before_numba_meets_it(scenario: Path, wanted: str) -> None:
+    command = [sys.executable, "-m", "lpm", "simulate", str(scenario)]
+    environment = {**os.environ, "NUMBA_NUM_THREADS": wanted}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2 and done.stderr.strip().count("\n") == 0
+    assert f"The variable NUMBA_NUM_THREADS is '{wanted}': a whole number from 1." in done.stderr
+
+
 def test_json_is_one_object_whatever_libraries_print(scenario: Path) -> None:
     program = """
 import os, subprocess, sys, types

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import lpm
+from lpm import ranks
 from lpm.kernels import cpu, tangent_steps, tangent_sums, tangents
 from lpm.kernels.cell_hazards import cell_hazards
 from lpm.kernels.spec import hazards
@@ -259,4 +260,4 @@ def test_whoever_is_infected_while_infectious_is_left_to_the_reference():
 def test_the_number_of_threads_is_a_whole_number(wanted, monkeypatch):
     monkeypatch.setenv("NUMBA_NUM_THREADS", wanted)
     with pytest.raises(lpm.errors.InputError, match=f"NUMBA_NUM_THREADS is '{wanted}'"):
-        cpu.threads()
+        ranks.threads()

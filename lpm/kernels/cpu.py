@@ -18,7 +18,6 @@ what changes no bit, since threads only add integers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,16 +30,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lpm.errors import InputError
 from lpm.kernels.cell_hazards import cell_hazards
 from lpm.kernels.decisions import CHUNK, advance, advance_lanes, hazard_of
 from lpm.kernels.spec import Spec, Summed, Tables, exit_limits
 from lpm.networks import Edges, Groups
 from lpm.philox import draw
+from lpm.ranks import threads
 from lpm.relax import thresholds
 from lpm.rng import Address
 
-__all__ = ["MARGIN", "Fused", "padded", "share_out", "threads", "workers"]
+__all__ = ["MARGIN", "Fused", "padded", "share_out", "workers"]
 
 _MANY = 8
 """Lanes from which `advance_lanes` is faster than `advance`."""
@@ -50,20 +49,6 @@ _PLACES = 8
 """Networks are handed to the kernels in tuples of this length, or multiples, to compile them once."""
 MARGIN = 4299262263.0
 """2^32, and a thousandth more: 1 − e^−x is at most x, and the margin is for rounding."""
-
-
-def threads() -> int:
-    """How many threads a fused run uses: `NUMBA_NUM_THREADS`, or the cores this process may use.
-
-    Raises:
-        InputError: if NUMBA_NUM_THREADS is not a whole number from 1.
-    """
-    wanted = os.environ.get("NUMBA_NUM_THREADS")
-    if wanted is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not wanted.isdigit() or int(wanted) < 1:
-        raise InputError(f"NUMBA_NUM_THREADS is {wanted!r}: a whole number from 1.")
-    return int(wanted)
 
 
 def workers(size: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.errors import CheckpointError, InputError, RoundRefused
+from lpm.errors import InputError, RoundRefused
 from lpm.flame.model import Model
 from lpm.population.partition import partition
 from lpm.worlds.local import LocalWorld
@@ -108,7 +108,7 @@ class DistributedWorld:
                 _, place, plain = name.split(":", 2)
                 rank, of = map(int, place.split("/"))
                 if of != self.parties:
-                    raise CheckpointError(
+                    raise InputError(
                         f"This checkpoint was written by {of} ranks, and {self.parties} can't go on from it.",
                         f"Resume with torchrun --nproc-per-node {of} -m lpm resume RUN.",
                     )
@@ -116,7 +116,7 @@ class DistributedWorld:
                 continue
             kind, axis = _kind(spread, name, value, self.agents)
             if kind == "own":
-                raise CheckpointError(
+                raise InputError(
                     "This checkpoint was written by one process, and ranks can't go on from it.",
                     "Resume without torchrun.",
                 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpm.errors import CheckpointError, RoundRefused
+from lpm.errors import InputError, RoundRefused
 from lpm.worlds.world import Disclosure, Number, Spread
 
 __all__ = ["LocalWorld"]
@@ -45,7 +45,7 @@ class LocalWorld:
         """See `World.parted`."""
         if found is not None and any(name.startswith("own:") for name in found):
             ranks = next(name for name in found if name.startswith("own:")).split(":")[1].partition("/")[2]
-            raise CheckpointError(
+            raise InputError(
                 f"This checkpoint was written by {ranks} ranks, and one process can't go on from it.",
                 f"Resume with torchrun --nproc-per-node {ranks} -m lpm resume RUN.",
             )

@@ -36,6 +36,7 @@ DEADLINE = 300.0
 _BEAT = 0.5
 _LISTEN = 3.0
 _PIECE = 1 << 28
+_RESUME = "Continue with `lpm resume RUN`."
 
 
 class Ranks:
@@ -68,7 +69,9 @@ class Ranks:
             self._neighbours = meet(store, self.rank, self.ranks, deadline, able)
         except (RuntimeError, ValueError, OSError) as error:
             raise PeerLost(
-                f"A rank of {self.ranks}", f"rank {self.rank} could not join the others ({type(error).__name__})"
+                f"A rank of {self.ranks}",
+                f"rank {self.rank} could not join the others ({type(error).__name__})",
+                _RESUME,
             ) from None
         self._said = False
         self._found: PeerLost | None = None
@@ -140,7 +143,7 @@ class Ranks:
             ranks.speak(False)  # rank 0 has said it itself
         elif 0 in blamed:
             ranks.speak(self.rank == min(set(range(self.ranks)) - set(blamed)))
-        return PeerLost(f"Rank {min(blamed)} of {self.ranks}", blamed[min(blamed)])
+        return PeerLost(f"Rank {min(blamed)} of {self.ranks}", blamed[min(blamed)], _RESUME)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -155,7 +158,7 @@ class Ranks:
             found = self.lost()
             if found is None:
                 late = "did not answer" if "imeout" in str(error) or "imed out" in str(error) else "broke off"
-                found = PeerLost("A rank", f"the others {late} (waited at most {self.deadline:g} s)")
+                found = PeerLost("A rank", f"the others {late} (waited at most {self.deadline:g} s)", _RESUME)
             raise found from None
 
     # ---- what they exchange

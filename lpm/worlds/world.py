@@ -86,7 +86,7 @@ class World(Contract):
             spread: how each array is spread.
 
         Raises:
-            CheckpointError: if it holds arrays that can't be spread anew.
+            InputError: if it holds arrays that can't be spread anew.
         """
         ...
 

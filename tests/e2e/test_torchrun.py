@@ -134,6 +134,28 @@ def test_a_killed_rank_is_named_and_any_number_of_ranks_goes_on_to_the_bits_of_o
     assert np.array_equal(np.load(folder / "words.npy"), words)
 
 
+def test_a_state_by_rank_is_refused_to_another_number_and_goes_on_with_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    asked = [*ASKED, "--gradient", "alternates", "--out", folder]
+    with torchrun(2, asked, tmp_path / "1") as job:
+        until(lambda: list((folder / "checkpoint").glob("step-*.lpm")), "a checkpoint")
+        job.rank(1).send_signal(signal.SIGKILL)
+        assert job.child.wait(60) != 0
+    assert "--resume" not in job.said
+
+    command = ended(["resume", folder, "--json"], folder, tmp_path / "2")
+    assert command.wait() == 2 and f"--nproc-per-node 2 -m lpm resume {folder}" in command.said
+    assert json.loads((folder / "run.json").read_text())["status"] == "paused"
+    with torchrun(3, ["resume", folder, "--json"], tmp_path / "3") as job:
+        assert job.child.wait(60) != 0
+    answer = json.loads(job.printed)
+    assert answer["exit_code"] == 2 and "written by 2 ranks, and 3 can't" in answer["error"]
+    with torchrun(2, ["resume", folder, "--json"], tmp_path / "4") as job:
+        assert job.child.wait(200) == 0, job.said
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "done" and "error" not in record
+
+
 def test_ranks_on_two_machines_calibrate_as_one_process_and_rank_0_alone_speaks(tmp_path: Path) -> None:
     asked = ["calibrate", CLINICS, "--seed", "5", "--gradient", "fd", "--iterations", "1", "--json"]
     asked += ["--set", "calibration.predictive_draws=4"]
