@@ -32,6 +32,10 @@ _PIECE = 1 << 22
 
 def _compact(of: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int32], int]:
     """Labels as cells 0, 1, … in their order, those below 0 together as the first; and how many there are."""
+    if of.dtype.kind == "u":
+        if of.max(initial=0) > np.iinfo(np.int64).max:
+            of = np.unique(of, return_inverse=True)[1]
+        of = of.astype(np.int64)  # an unsigned number can't be compared with −1
     top = int(of.max(initial=-1))
     if top > 4 * of.size + 1024:
         labels, cell = np.unique(np.maximum(of, -1), return_inverse=True)
@@ -156,7 +160,7 @@ class Groups(Network):
         name: as protocols and results call it.
         of: the group of each agent [agents]; any integers from 0 for a local network (negative: in none), 0 … groups−1
             for a shared one.
-        groups: how many groups a shared network has in all shards together.
+        groups: how many groups a shared network has in all shards together; for a local one, ids are below it if given.
         shared: whether groups cross shards; their sums then pass through ⊕.
         mixing: how much a person of group g meets each of group g' [groups, groups]; identity by default.
         normalise: "size" divides a group's sum by its number of people, "none" does not.
@@ -183,12 +187,15 @@ class Groups(Network):
             raise InputError(f"The groups of {self.name} are one whole number per agent.")
         if self.normalise not in ("size", "none"):
             raise InputError(f"normalise of {self.name} is {self.normalise!r}: size or none.")
-        if self.shared:
-            if not isinstance(self.groups, int) or self.groups < 1:
-                raise InputError(f"The shared network {self.name} needs its number of groups: a whole number from 1.")
-            if of.size and (of.min() < 0 or of.max() >= self.groups):
+        if self.shared or self.groups is not None:
+            if not isinstance(self.groups, int | np.integer) or self.groups < 1:
+                kind = "shared" if self.shared else "local"
+                raise InputError(f"The {kind} network {self.name} needs its number of groups: a whole number from 1.")
+            if of.size and ((self.shared and of.min() < 0) or of.max() >= self.groups):
                 raise InputError(f"A group of {self.name} is out of range: ids run from 0 to {self.groups - 1}.")
-            cell, count = of.astype(np.int32, copy=False), self.groups
+        if self.shared:
+            assert self.groups is not None
+            cell, count = of.astype(np.int32, copy=False), int(self.groups)
         else:
             cell, count = _compact(of)
         # The kernels are compiled for memory that may be written to.
@@ -309,9 +316,13 @@ class Edges(Network):
             pairs = pairs.reshape(0, 2).astype(np.int64)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
             raise InputError(f"The pairs of {self.name} are whole numbers in two columns.")
-        count = self.agents_in_all if self.agents_in_all is not None else int(pairs.max(initial=-1)) + 1
+        count = self.agents_in_all
+        if count is None:
+            count = int(pairs.max()) + 1 if pairs.size else 0
         if pairs.size and (pairs.min() < 0 or pairs.max() >= count):
-            raise InputError(f"A pair of {self.name} is out of range: agents run from 0 to {count - 1}.")
+            who = pairs.min() if pairs.min() < 0 else pairs.max()
+            last = "" if self.agents_in_all is None else f" to {count - 1}"
+            raise InputError(f"A pair of {self.name} is out of range: it has agent {who}, and agents run from 0{last}.")
         if np.any(pairs[:, 0] == pairs[:, 1]):
             raise InputError(f"A pair of {self.name} joins an agent with itself.")
         first, second = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64)

@@ -111,7 +111,7 @@ def random_graph(agents: int, degree: int, seed: int) -> lpm.Model:
         infectious={"I": 1.0},
         over={"graph": BETA_CITY},
         progression={"I": lpm.leave(probability=GAMMA, to={"R": None})},
-        initial={"I": np.arange(25) * (agents // 25)},
+        initial={"I": np.unique(np.arange(25) * (agents // 25))},
     )
     return lpm.Model(
         lpm.Population(agents),

@@ -160,21 +160,41 @@ def test_a_series_that_is_too_short_or_holds_nan_is_refused():
         ({"stages": "S I I"}, "stage 'I'"),
         ({"infection": "S => I"}, "is a transition as in"),
         ({"infection": "S -> X"}, "no stage 'X'"),
+        ({"stages": "S I R", "infection": {"S -> I": 0.5, "S -> R": 0.9}}, "contagion infects S twice: one arrow"),
+        ({"infection": "S -> S"}, "leads back to S"),
+        ({"infection": {"S -> I": -0.5}}, "relative susceptibility of 'S -> I' of contagion is -0.5"),
+        ({"infection": {"S -> I": float("nan")}}, "relative susceptibility of 'S -> I' of contagion is nan"),
+        ({"infection": {"S -> I": float("inf")}}, "relative susceptibility of 'S -> I' of contagion is inf"),
+        ({"infection": {"S -> I": BETA}}, "relative susceptibility of 'S -> I' of contagion"),
+        ({"infection": {"S -> I": np.array([1.0, 2.0])}}, "relative susceptibility of 'S -> I' of contagion"),
         ({"over": {"moon": 1.0}}, "no network 'moon'"),
+        ({"over": {"city": "fast"}}, "'fast' is given where a number or an expression"),
         ({"infectious": {"I": -1.0}}, "infectivity of I is -1.0"),
         ({"infectious": {"I": {"moon": 1.0}}}, "does not spread over moon"),
         ({"progression": {"I": lpm.leave(rate=0.1)}}, "names its target once"),
         ({"progression": {"I": lpm.leave(rate=0.1, to={"S": 0.5})}}, "don't sum to 1"),
+        ({"progression": {"I -> I": 0.1}}, "contagion leaves I for I"),
+        ({"progression": {"I": lpm.leave(rate=0.1, to={"I": 0.5, "S": None})}}, "contagion leaves I for I"),
+        ({"initial": {"I": -0.1}}, "initial share of I of contagion is -0.1"),
+        ({"initial": {"I": 1.5}}, "initial share of I of contagion is 1.5"),
+        ({"initial": {"I": float("nan")}}, "initial share of I of contagion is nan"),
+        ({"initial": {"I": np.array([1.5])}}, "initial agents of I of contagion are a list of whole numbers"),
+        ({"initial": {"I": np.array([True, False])}}, "initial agents of I of contagion are a list of whole numbers"),
+        ({"initial": {"I": [3, 3]}}, "initial agent of contagion is named twice"),
+        ({"initial": {"I": [3], "S": [2, 3]}}, "initial agent of contagion is named twice"),
         ({"progression": {"S -> I": 0.1}}, "can be infected and leaves by itself"),
         ({"susceptibility": [1.0, 2.0]}, "susceptibility"),
+        ({"susceptibility": "high"}, "susceptibility of contagion is 'high'"),
         ({"classes": "age"}, "no attribute age"),
+        ({"classes": "share"}, "class of share is not a whole number"),
     ],
 )
 def test_a_contagion_that_does_not_fit_is_refused_by_name(change, words):
     plain = {"stages": "S I", "infection": "S -> I", "infectious": {"I": 1.0}, "over": {"city": BETA}}
     city = lpm.Groups("city", of=np.zeros(10, dtype=int), groups=1, shared=True)
     with pytest.raises(InputError, match=words):
-        lpm.Model(lpm.Population(10), [city], [lpm.Contagion(**{**plain, **change})], outputs={})
+        people = lpm.Population(10, attributes={"share": np.arange(10) * 0.6})
+        lpm.Model(people, [city], [lpm.Contagion(**{**plain, **change})], outputs={})
 
 
 def test_a_driver_that_nobody_sets_and_a_stay_that_is_too_short_are_named():
@@ -200,14 +220,26 @@ def test_a_driver_that_nobody_sets_and_a_stay_that_is_too_short_are_named():
         (lambda: lpm.Population(2, attributes={"age": [1]}), "age has shape"),
         (lambda: lpm.Groups("city", of=[0, 3], groups=3, shared=True), "city is out of range"),
         (lambda: lpm.Groups("city", of=[0, 1], shared=True), "number of groups"),
+        (lambda: lpm.Groups("home", of=np.arange(100), groups=5), "home is out of range: ids run from 0 to 4"),
+        (lambda: lpm.Groups("home", of=[0, 1], groups="two"), "number of groups"),
         (lambda: lpm.Groups("city", of=[0, 1], groups=2, shared=True, mixing=[[1.0]]), "2 × 2"),
         (lambda: lpm.Edges("web", [(0, 5)], agents_in_all=3), "web is out of range"),
+        (lambda: lpm.Edges("web", [(-1, 0)]), r"web is out of range: it has agent -1, and agents run from 0\."),
         (lambda: lpm.Edges("web", [(1, 1)]), "with itself"),
         (lambda: lpm.Parameter("b", prior="cauchy(0, 1)"), "prior of b"),
         (lambda: lpm.Parameter("b", bounds=(1.0, 0.0)), "bounds of b"),
         (lambda: lpm.leave(rate=1.0, mean_days=1.0), "exactly one"),
+        (lambda: lpm.leave(rate=1.0, to={"R": BETA}), "share of those who leave to R"),
+        (lambda: _small([], start="2020-13-01"), "start of the model is '2020-13-01'"),
+        (lambda: _small([], start=5), "start of the model is 5"),
     ],
 )
 def test_parts_that_cannot_be_are_refused_by_name(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+@pytest.mark.parametrize("of", [np.array([7, 7, 2**40], dtype=np.uint64), np.array([5, 5, 2**63 + 1], dtype=np.uint64)])
+def test_groups_may_be_unsigned_numbers(of):
+    assert lpm.Groups("home", of=of).cell_of.tolist() == [0, 0, 1]
+    assert lpm.Groups("home", of=np.array([3, 3, 60_000], dtype=np.uint16)).members.tolist() == [2, 1]

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from lpm.errors import InputError
 from lpm.flame.protocol import Change, Protocol, Step
 from lpm.kernels.spec import Executor, Spec, Summed, Tables
-from lpm.parameters import Driver, Expression, expression
+from lpm.parameters import Constant, Driver, Expression, expression
 from lpm.relax import one_minus_exp
 
 if TYPE_CHECKING:
@@ -64,14 +64,19 @@ def leave(
     if len(given) != 1:
         raise InputError("leave takes exactly one of rate, probability and mean_days.")
     kind, value = given[0]
-    shares = (
-        None
-        if to is None
-        else {target: None if share is None else np.asarray(share, dtype=np.float64) for target, share in to.items()}
-    )
+    shares = None if to is None else {target: _share(target, share) for target, share in to.items()}
     if shares is not None and sum(share is None for share in shares.values()) > 1:
         raise InputError("Only one target of leave can take the rest (None).")
     return Leave(kind, expression(value), shares)
+
+
+def _share(target: str, share: ArrayLike | None) -> NDArray[np.float64] | None:
+    try:
+        return None if share is None else np.asarray(share, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"The share of those who leave to {target} is {share!r}: a number, one per class, or None."
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +145,10 @@ class Contagion(Protocol):
         self._over = {network: expression(value) for network, value in self.over.items()}
         self._infections = {self.infection: 1.0} if isinstance(self.infection, str) else dict(self.infection)
         self._leaves = dict(self._read_progression())
-        self._initial = {
-            stage: value if isinstance(value, np.ndarray | Sequence) else expression(value)  # type: ignore[arg-type]
-            for stage, value in self.initial.items()
-        }
+        self._initial = {stage: self._read_initial(stage, value) for stage, value in self.initial.items()}
+        positions = [value for value in self._initial.values() if isinstance(value, np.ndarray)]
+        if positions and np.unique(np.concatenate(positions)).size < sum(value.size for value in positions):
+            raise InputError(f"An initial agent of {self.name} is named twice: once, in one stage.")
 
     def stage(self, name: str) -> list[int]:
         """The sub-stages of a stage.
@@ -164,6 +169,17 @@ class Contagion(Protocol):
         self.stage(target)
         return source, target
 
+    def _read_initial(self, stage: str, value: Expression | float | ArrayLike) -> Expression | NDArray[np.int64]:
+        if isinstance(value, np.ndarray | Sequence) and not isinstance(value, str):
+            positions = np.asarray(value)
+            if positions.ndim != 1 or (positions.size and not np.issubdtype(positions.dtype, np.integer)):
+                raise InputError(f"The initial agents of {stage} of {self.name} are a list of whole numbers.")
+            return positions.astype(np.int64)
+        share = expression(value)  # type: ignore[arg-type]
+        if isinstance(share, Constant) and not 0 <= share.value <= 1:
+            raise InputError(f"The initial share of {stage} of {self.name} is {share.value}: a number from 0 to 1.")
+        return share
+
     def _read_progression(self) -> Iterator[tuple[str, Leave]]:
         seen: set[str] = set()
         for key, value in self.progression.items():
@@ -181,6 +197,8 @@ class Contagion(Protocol):
             assert to is not None
             for name in to:
                 self.stage(name)
+            if source in to:
+                raise InputError(f"{self.name} leaves {source} for {source}: for another stage.")
             yield source, Leave(how.kind, how.value, to)
 
     def expressions(self) -> Iterable[Expression]:
@@ -210,7 +228,7 @@ class Contagion(Protocol):
             if isinstance(value, Expression):
                 initial[stage] = value
             else:
-                initial[stage] = np.flatnonzero(np.isin(positions, np.asarray(value, dtype=np.int64)))
+                initial[stage] = np.flatnonzero(np.isin(positions, value))
         return replace(self, initial=initial)
 
     # ---- compile
@@ -239,6 +257,17 @@ class Contagion(Protocol):
         infection: dict[int, tuple[int, float]] = {}
         for text, relative in self._infections.items():
             source, target = self.arrow(text)
+            if source == target:
+                raise InputError(f"The infection {text!r} of {self.name} leads back to {source}: to another stage.")
+            if self.stage(source)[0] in infection:
+                raise InputError(
+                    f"{self.name} infects {source} twice: one arrow for each stage.",
+                    "Let a stage of those infected, left at once, have the outcomes.",
+                )
+            if np.ndim(relative) or not isinstance(relative, SupportsFloat) or not 0 <= float(relative) < math.inf:
+                raise InputError(
+                    f"The relative susceptibility of {text!r} of {self.name} is {relative}: a finite number from 0."
+                )
             for sub in self.stage(source):
                 infection[sub] = (edge(sub, self.stage(target)[0]), float(relative))
         exits: dict[int, tuple[int, ...]] = {}
@@ -281,7 +310,10 @@ class Contagion(Protocol):
         )
 
     def _table(self, values: ArrayLike, count: int, what: str) -> NDArray[np.float64]:
-        table = np.asarray(values, dtype=np.float64)
+        try:
+            table = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"The {what} of {self.name} is {values!r}: one number from 0, or one per class.") from None
         if table.shape not in ((), (count,)) or not np.all(np.isfinite(table)) or np.any(table < 0):
             raise InputError(
                 f"The {what} of {self.name} has shape {table.shape}: one number from 0, or one per class ({count})."
@@ -317,12 +349,11 @@ class Contagion(Protocol):
                 total = total + torch.clamp(step.value(value), min=0.0)
                 cumulative[self.stage(stage)[0]] = total
             else:
-                positions = np.asarray(value, dtype=np.int64)
-                if positions.size and (positions.min() < 0 or positions.max() >= step.model.population.agents):
+                if value.size and (value.min() < 0 or value.max() >= step.model.population.agents):
                     raise InputError(
                         f"An initial agent of {stage} is out of range: 0 to {step.model.population.agents - 1}."
                     )
-                fixed[self.stage(stage)[0]] = positions
+                fixed[self.stage(stage)[0]] = value
         if bool((total.detach() > 1.0).any()):
             raise InputError(f"The initial shares of {self.name} sum to more than 1.")
         state = step.executor.start(self.spec, cumulative, fixed, step.address, step.lanes)

@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +88,8 @@ class Model:
     parameters: tuple[Parameter, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.start is not None:
+            object.__setattr__(self, "start", _date(self.start))
         for kind, names in (
             ("network", [n.name for n in self.networks]),
             ("protocol", [p.name for p in self.protocols]),
@@ -177,6 +180,11 @@ class Model:
     def class_count(self, attribute: str) -> int:
         """How many classes an attribute has."""
         values = np.asarray(self.population.attributes[attribute])
+        whole = values.dtype.kind in "iub" or (
+            values.dtype.kind == "f" and bool(np.all(np.isfinite(values) & (values == np.rint(values))))
+        )
+        if not whole:
+            raise InputError(f"A class of {attribute} is not a whole number: classes are whole numbers from 0.")
         seen = int(values.max(initial=-1)) + 1
         declared = self.class_counts.get(attribute, seen)
         if values.size and (values.min() < 0 or seen > declared):
@@ -222,6 +230,17 @@ class Model:
         """The same outputs as differentiable numbers, for the derivative that records have [outputs, lanes]."""
         readers: Mapping[str, _Reader] = self._readers  # type: ignore[attr-defined]
         return torch.stack([reader.soft(records) for reader in readers.values()])
+
+
+def _date(value: Any) -> dt.date:
+    try:
+        known = isinstance(value, str | dt.date | np.datetime64)
+        date: object = np.array(value, dtype="datetime64[D]").item() if known else None
+    except ValueError:
+        date = None
+    if not isinstance(date, dt.date):
+        raise InputError(f"The start of the model is {value!r}: a date, as in 2020-03-22.")
+    return date
 
 
 class _Reader:
