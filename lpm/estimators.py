@@ -27,7 +27,7 @@ from lpm.parameters import Parameter
 from lpm.passes.alternates import surely_followed, unfit
 from lpm.passes.score import components
 from lpm.relax import straight_through
-from lpm.rng import derive
+from lpm.rng import derive, require_seeds
 from lpm.worlds.distributed import here
 from lpm.worlds.world import World
 
@@ -276,9 +276,10 @@ def evaluate(
             not in the memory that there is.
     """
     require_estimator(estimator, model, mode)
+    seeds = require_seeds(seed)
     common: dict[str, Any] = {
         "steps": steps,
-        "seed": seed,
+        "seed": seeds[0] if len(seeds) == 1 else seeds,
         "world": world,
         "executor": executor,
         "keeper": keeper,
@@ -347,11 +348,26 @@ def _score(model: Model, theta: NDArray[np.float64], common: Mapping[str, Any]) 
     return Evaluation(first.words, derivative, None, "score", first.executor)
 
 
+def _column(name: str, values: Any) -> NDArray[np.float64]:
+    try:
+        given = np.asarray(values)
+        # numpy reads text as numbers, and None as NaN.
+        column = np.atleast_1d(given.astype(np.float64)) if given.dtype.kind in "iufO" and values is not None else None
+    except (TypeError, ValueError):
+        column = None
+    if column is None:
+        raise InputError(f"The parameter {name} is {values!r}: a number, or one for each draw.")
+    if column.ndim > 1:
+        raise InputError(f"The parameter {name} has shape {column.shape}: a number, or one for each draw.")
+    return column
+
+
 def to_lanes(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> NDArray[np.float64]:
     """Parameter values by name → draws [K, P] in the order of `parameters`; a number serves every draw.
 
     Raises:
-        InputError: for a missing or unknown name, or a value outside its bounds.
+        InputError: for a missing or unknown name, a value that is no number or outside its bounds, or draws of
+            different length.
     """
     names = [parameter.name for parameter in parameters]
     unknown, missing = sorted(set(values) - set(names)), [name for name in names if name not in values]
@@ -359,7 +375,11 @@ def to_lanes(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> NDAr
         raise InputError(f"The model has no parameter {unknown[0]}: there are {', '.join(names) or 'none'}.")
     if missing:
         raise InputError(f"The parameter {missing[0]} has no value.", f"Give params={{{missing[0]!r}: …}}.")
-    columns = [np.atleast_1d(np.asarray(values[name], dtype=np.float64)) for name in names]
+    columns = [_column(name, values[name]) for name in names]
+    sizes = {column.size: name for name, column in zip(names, columns, strict=True) if column.size != 1}
+    if len(sizes) > 1:
+        (size, name), (other, second) = list(sizes.items())[:2]
+        raise InputError(f"The parameter {second} has {other} values, {name} has {size}: one, or one for each draw.")
     for parameter, column in zip(parameters, columns, strict=True):
         for value in column:
             parameter.require(float(value))

@@ -14,6 +14,7 @@ from lpm.analysis.audit import Audit, resolve_estimator
 from lpm.estimators import REGISTRY, Evaluation, evaluate, require_estimator, to_lanes
 from lpm.flame.model import Model
 from lpm.labels import to_dataset
+from lpm.rng import require_seed
 from lpm.simulation import Keeper
 
 __all__ = ["Simulation", "simulate"]
@@ -75,7 +76,7 @@ def simulate(
 
     Guarantee: for one seed the outputs are the same to the bit for any executor and order of agents.
     """
-    theta = to_lanes(model.parameters, params or {})
+    theta, seed = to_lanes(model.parameters, params or {}), require_seed(seed)
     if gradient != "auto":
         require_estimator(gradient, model, mode)
     estimator, audit = resolve_estimator(model, theta, gradient, steps=steps, seed=seed, step=step, mode=mode)

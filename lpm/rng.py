@@ -15,14 +15,17 @@ than the rest of a simulated day.
 from __future__ import annotations
 
 import hashlib
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lpm.errors import InputError
 
-__all__ = ["Address", "Ids", "derive", "uniform_words"]
+__all__ = ["Address", "Ids", "derive", "require_seed", "require_seeds", "uniform_words", "whole"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +137,32 @@ def uniform_words(
     where = Address(seed, step, protocol, Ids.consecutive(0))
     fill(np.asarray(agents, dtype=np.uint64), *where.counter(variate), out)
     return out
+
+
+def whole(value: Any) -> int | None:
+    """A whole number of any type, numpy's among them, as an int; else None."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def require_seed(value: Any) -> int:
+    """A seed as an int.
+
+    Raises:
+        InputError: unless it is a whole number of 64 bits.
+    """
+    seed = whole(value)
+    if seed is None or not 0 <= seed < 2**64:
+        raise InputError(f"seed is {value!r}: a whole number from 0 to 2^64 - 1.")
+    return seed
+
+
+def require_seeds(value: Any) -> tuple[int, ...]:
+    """One seed, or those of a sequence; see `require_seed`."""
+    several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    return tuple(map(require_seed, value)) if several else (require_seed(value),)
 
 
 def derive(seed: int, *path: int | str) -> int:

@@ -32,6 +32,7 @@ from lpm.passes.plain import Plain
 from lpm.passes.score import Score
 from lpm.passes.steps import Arrays, Rounds, Steps, spread
 from lpm.passes.tangent import Forward, Reverse
+from lpm.rng import require_seeds, whole
 from lpm.worlds.distributed import agents_of_all, here
 from lpm.worlds.world import World
 
@@ -108,7 +109,7 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     Raises:
         InputError: for an unknown name, or one that can't run this model.
     """
-    kind, _, device = wanted.partition(":")
+    kind, _, device = str(wanted).partition(":")
     known = ("auto", "reference", "cpu", "device", "torch", "triton")
     if kind not in known or (kind in known[3:]) != bool(device):
         raise InputError(f"The executor is {wanted!r}: auto, reference, cpu, or device:NAME, torch:NAME, triton:NAME.")
@@ -133,7 +134,7 @@ def choose_executor(model: Model, derivative: str, wanted: str = "auto") -> Exec
     if not able:
         raise InputError(
             f"The {'device' if device else 'fused'} executor runs neither {'tangents' if device else 'these tangents'} "
-            "nor per-agent infectivity.",
+            "nor per-agent infectivity nor people who can be infected while infectious.",
             "Use auto or reference (no --device), or the gradient fd.",
         )
     if carries:
@@ -239,8 +240,10 @@ def run(
     Raises:
         InputError: before any work, for a run that the model can't do.
     """
-    if not isinstance(steps, int) or steps < 1:
+    count = whole(steps)
+    if count is None or count < 1:
         raise InputError(f"steps is {steps}: a whole number from 1.")
+    steps, seeds = count, require_seeds(seed)
     if derivative not in _PASSES:
         raise InputError(f"The derivative is {derivative!r}: one of {', '.join(_PASSES)}.")
     if not model.recorded:
@@ -256,7 +259,6 @@ def run(
     chosen = choose_executor(model, derivative, executor)
     if derivative.endswith("reverse") and cotangent is None:
         raise InputError("A run backwards needs to know of what: cotangent is None.", "Give cotangent=.")
-    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     if len(seeds) != 1:
         _require_apart(model, theta, len(seeds), derivative, chosen)
     _require_memory(model, theta.shape[0], derivative, chosen)

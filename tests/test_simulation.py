@@ -171,8 +171,17 @@ def test_differences_stay_within_bounds():
     ("change", "words"),
     [
         ({"steps": 0}, "steps is 0"),
+        ({"steps": True}, "steps is True"),
+        ({"steps": 2.0}, "steps is 2.0"),
+        ({"seed": -1}, r"seed is -1: a whole number from 0 to 2\^64 - 1"),
+        ({"seed": 2**64}, "seed is 18446744073709551616: a whole number"),
+        ({"seed": 1.5}, "seed is 1.5: a whole number"),
+        ({"seed": True}, "seed is True: a whole number"),
+        ({"seed": "3"}, "seed is '3': a whole number"),
+        ({"seed": [1, -1]}, "seed is -1: a whole number"),
         ({"derivative": "backwards"}, "backwards"),
         ({"executor": "gpu"}, "gpu"),
+        ({"executor": None}, "executor is None"),
         ({"derivative": "reverse", "executor": "cpu"}, "tangents"),
         ({"derivative": "alternates-reverse", "executor": "torch:cpu"}, "alternates doesn't run this model by"),
         ({"derivative": "alternates-reverse", "executor": "reference"}, "cotangent is None"),
@@ -193,6 +202,52 @@ def test_parameters_are_checked_by_name_and_bounds():
         lpm.simulate(model, {name: value for name, value in models.THETA.items() if name != "gamma"}, steps=3)
     with pytest.raises(InputError, match=r"gamma is 1.5: from 0 to 1"):
         lpm.simulate(model, {**models.THETA, "gamma": 1.5}, steps=3)
+    with pytest.raises(InputError, match=r"gamma has 3 values, beta_home has 2"):
+        lpm.simulate(model, {**models.THETA, "beta_home": [0.1, 0.2], "gamma": [0.1, 0.2, 0.3]}, steps=3)
+
+
+@pytest.mark.parametrize(
+    ("prior", "value", "words"),
+    [
+        ("lognormal(-1, 0.5)", -1.0, r"x is -1: from 0, as its prior lognormal\(-1, 0.5\) has it"),
+        ("gamma(2, 1)", -0.1, "x is -0.1: from 0, as"),
+        ("beta(2, 2)", 1.5, "x is 1.5: from 0 to 1, as"),
+        ("uniform(2, 3)", 1.0, "x is 1: from 2 to 3, as"),
+    ],
+)
+def test_values_that_the_prior_does_not_have_are_refused(prior, value, words):
+    with pytest.raises(InputError, match=words):
+        lpm.Parameter("x", prior=prior).require(value)
+    lpm.Parameter("x").require(value)
+
+
+@pytest.mark.parametrize("value", ["fast", "0.5", None, [[0.1, 0.2]], ["a", "b"], 1j, [0.1, [0.2, 0.3]]])
+def test_a_parameter_that_is_no_number_is_refused_by_name(value):
+    with pytest.raises(InputError, match="parameter gamma"):
+        lpm.simulate(models.town(60), {**models.THETA, "gamma": value}, steps=3)
+
+
+@pytest.mark.parametrize("gradient", ["none", "auto"])
+def test_a_seed_is_checked_before_an_audit(gradient):
+    with pytest.raises(InputError, match="seed is -1"):
+        lpm.simulate(models.town(60), models.THETA, steps=3, seed=-1, gradient=gradient)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = models.town(60)
+    found = [
+        run(model, _theta(model), steps=steps, seed=seed).words
+        for steps, seed in ((3, 2**63 + 5), (np.int32(3), np.uint64(2**63 + 5)))
+    ]
+    assert np.array_equal(*found)
+
+
+def test_people_infected_while_infectious_are_named_where_the_fused_executor_is_asked():
+    again = lpm.Contagion("S I J", {"S -> I": 1.0, "I -> J": 0.5}, {"I": 1.0}, over={"home": 0.8})
+    home = lpm.Groups("home", of=np.arange(10) // 2)
+    model = lpm.Model(lpm.Population(10), [home], [again], outputs={"new": lpm.flow("S -> I")})
+    with pytest.raises(InputError, match="nor people who can be infected while infectious"):
+        run(model, np.zeros((1, 0)), steps=2, seed=0, executor="cpu")
 
 
 @pytest.mark.parametrize("executor", ["auto", "reference"])

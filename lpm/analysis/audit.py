@@ -20,6 +20,7 @@ from lpm.errors import InputError
 from lpm.estimators import REGISTRY, candidates, evaluate, require_parameters, to_lanes
 from lpm.flame.model import Model
 from lpm.judge import ACQUIT_AFTER, REFERENCE, Verdict, choose, compare, rule, still_worth
+from lpm.rng import require_seed
 from lpm.worlds.process_group import agreed
 
 __all__ = ["Audit", "audit_gradients", "require_known", "resolve_estimator"]
@@ -118,6 +119,7 @@ def audit_gradients(
     require_parameters(model)
     if theta.shape != (1, len(model.parameters)):
         raise InputError("A gradient audit is made at one value of each parameter.")
+    seed = require_seed(seed)
     if seeds < 2:
         raise InputError(f"seeds is {seeds}: a whole number from 2, for a bias needs a standard error.")
     names = [name for name in (REGISTRY if estimators is None else estimators) if name != REFERENCE]

@@ -22,7 +22,7 @@ from lpm.errors import InputError
 from lpm.estimators import REGISTRY, evaluate, require_estimator, require_parameters, to_lanes
 from lpm.flame.model import Model
 from lpm.labels import to_dataset
-from lpm.rng import derive
+from lpm.rng import derive, require_seed
 from lpm.scenario import Scenario
 from lpm.simulation import Keeper
 
@@ -210,6 +210,7 @@ def sensitivity(
         raise InputError("The gradient is none: a sensitivity needs derivatives.", "Use gradient=auto.")
     if type(replicates) is not int or replicates < 1:
         raise InputError(f"replicates is {replicates}: a whole number from 1.")
+    seed = require_seed(seed)
     require_parameters(model)
     if not model.recorded:
         raise InputError("The model records nothing.", "Give Model(outputs={name: lpm.flow(…)}).")
