@@ -170,6 +170,8 @@ def test_a_series_that_is_too_short_or_holds_nan_is_refused():
         ({"over": {"moon": 1.0}}, "no network 'moon'"),
         ({"over": {"city": "fast"}}, "'fast' is given where a number or an expression"),
         ({"infectious": {"I": -1.0}}, "infectivity of I is -1.0"),
+        ({"infectious": {"I": float("nan")}}, "infectivity of I is nan"),
+        ({"infectious": {"I": "high"}}, "infectivity of I is high"),
         ({"infectious": {"I": {"moon": 1.0}}}, "does not spread over moon"),
         ({"progression": {"I": lpm.leave(rate=0.1)}}, "names its target once"),
         ({"progression": {"I": lpm.leave(rate=0.1, to={"S": 0.5})}}, "don't sum to 1"),

@@ -284,7 +284,7 @@ class Contagion(Protocol):
         for name, value in self.infectious.items():
             for k, network in enumerate(networks):
                 weight = value.get(network.name, value.get("default", 0.0)) if isinstance(value, Mapping) else value
-                if not (np.isfinite(weight) and 0 <= weight <= 2**20):
+                if np.ndim(weight) or not isinstance(weight, SupportsFloat) or not 0 <= float(weight) <= 2**20:
                     raise InputError(f"The infectivity of {name} is {weight}: a number from 0 to {2**20}.")
                 infectivity[k, self.stage(name)] = weight
             if isinstance(value, Mapping):
