@@ -163,7 +163,7 @@ class Parameter(Expression):
         name: as in `scenario.toml` and in results.
         prior: text such as `lognormal(-2, 0.5)`; see `FAMILIES` (scipy's meaning; lognormal of the logarithm's mean
             and sd, gamma of shape and rate).
-        bounds: values outside are refused, as are those that the prior can't give, and the prior is truncated to them.
+        bounds: values outside are refused, and the prior is truncated to them.
         unit: for tables and axes.
         label: a few words for tables and axes.
 
@@ -189,12 +189,13 @@ class Parameter(Expression):
             raise InputError(f"The bounds of {self.name} are {self.bounds}: a lower below an upper number.")
 
     def require(self, value: float) -> None:
-        """Refuse a value outside the bounds or outside what the prior can give, naming both."""
+        """Refuse a value outside the bounds, or of a sign or a share that the prior's family excludes, naming both."""
         if not math.isfinite(value):
             raise InputError(f"The parameter {self.name} is {value}: a finite number.")
         if self.bounds is not None and not self.bounds[0] <= value <= self.bounds[1]:
             raise InputError(f"The parameter {self.name} is {value:g}: from {self.bounds[0]:g} to {self.bounds[1]:g}.")
-        ends = {"normal": (-math.inf, math.inf), "uniform": self.arguments, "beta": (0.0, 1.0)}
+        # A counterfactual may go past what was thought likely, but not past what the quantity can be.
+        ends = {"normal": (-math.inf, math.inf), "uniform": (-math.inf, math.inf), "beta": (0.0, 1.0)}
         low, high = ends.get(self.family, (0.0, math.inf))
         if not low <= value <= high:
             top = f" to {high:g}" if high < math.inf else ""

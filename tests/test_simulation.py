@@ -212,7 +212,6 @@ def test_parameters_are_checked_by_name_and_bounds():
         ("lognormal(-1, 0.5)", -1.0, r"x is -1: from 0, as its prior lognormal\(-1, 0.5\) has it"),
         ("gamma(2, 1)", -0.1, "x is -0.1: from 0, as"),
         ("beta(2, 2)", 1.5, "x is 1.5: from 0 to 1, as"),
-        ("uniform(2, 3)", 1.0, "x is 1: from 2 to 3, as"),
     ],
 )
 def test_values_that_the_prior_does_not_have_are_refused(prior, value, words):
