@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def federation(
-    parties: Annotated[int, typer.Option(min=3, metavar="N", help="How many: two would learn each other's.")] = 3,
+    parties: Annotated[int, typer.Option(min=1, metavar="N", help="How many, from 3.")] = 3,
     words: Annotated[int, typer.Option(min=1, metavar="WORDS", help="64-bit words in a round.")] = 10_000,
     sharing: Annotated[str, typer.Option(metavar="|".join(SHARINGS), help="The engine of the secure sum.")] = "crypten",
     rounds: Annotated[int, typer.Option(min=1, metavar="ROUNDS", help="Timed rounds of each kind.")] = 200,
