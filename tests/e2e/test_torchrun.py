@@ -136,7 +136,7 @@ def test_a_killed_rank_is_named_and_any_number_of_ranks_goes_on_to_the_bits_of_o
 
 def test_a_state_by_rank_is_refused_to_another_number_and_goes_on_with_its_own(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    asked = [*ASKED, "--gradient", "alternates", "--out", folder]
+    asked = [*ASKED, "--steps", "200", "--gradient", "alternates", "--out", folder]
     with torchrun(2, asked, tmp_path / "1") as job:
         until(lambda: list((folder / "checkpoint").glob("step-*.lpm")), "a checkpoint")
         job.rank(1).send_signal(signal.SIGKILL)
