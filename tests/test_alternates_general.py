@@ -11,7 +11,7 @@ import torch
 
 import lpm
 from lpm.analysis.audit import resolve_estimator
-from lpm.errors import CheckpointError, InputError
+from lpm.errors import InputError
 from lpm.estimators import candidates, evaluate
 from lpm.kernels.spec import hazards
 from lpm.passes.doors import Decision, offers
@@ -365,7 +365,7 @@ def test_backwards_too_ranks_and_a_resumed_run_have_the_same_gradient():
         ),
     )
     np.testing.assert_allclose(parts[0].gradient, whole.gradient, rtol=0, atol=1e-9 * np.abs(whole.gradient).max())
-    with pytest.raises(CheckpointError, match="can't"):
+    with pytest.raises(InputError, match="can't"):
         run(model, theta, world=LocalWorld(), keeper=Keeper(found=kept[0]), **asked)
 
 
