@@ -12,8 +12,8 @@ from lpm.options import SHARINGS
 
 __all__ = ["register"]
 
-Agents = Annotated[int, typer.Option(min=20, metavar="N", help="Size of the population.")]
-Days = Annotated[int, typer.Option(min=2, metavar="DAYS", help="Days to simulate.")]
+Agents = Annotated[int, typer.Option(metavar="N", help="Size of the population, from 20.")]
+Days = Annotated[int, typer.Option(metavar="DAYS", help="Days to simulate, from 2.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all random numbers.")]
 Device = Annotated[str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Run contagions on a torch device.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -54,6 +54,8 @@ _BY_REFERENCE: Mapping[str, type[Plain]] = {
 """By the reference executor, for protocols of any kind."""
 _TIMES = {"none": 1, "forward": 3, "reverse": 6, "score": 4, "alternates": 6, "alternates-reverse": 8}
 """Memory by the reference executor in that of values alone, at least: measured."""
+_ALTERNATES_IN_TORCH = 1_500
+"""Bytes of each agent and lane that alternates by the reference executor take at least, whatever the protocols."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ def _require_memory(model: Model, lanes: int, derivative: str, executor: Executo
     each = sum(p.least_memory(executor) for p in model.protocols)
     if isinstance(executor, Reference):
         each *= _TIMES[derivative]
+        if derivative in _BY_REFERENCE:
+            each = max(each, _ALTERNATES_IN_TORCH)
     purpose = f"{lanes} parameter vector{'s' if lanes > 1 else ''}"
     if derivative != "none":
         purpose += f" with derivatives ({derivative})"

@@ -52,13 +52,7 @@ def test_the_command_prints_one_object_with_the_promised_keys(capsys):
     assert "median day ms" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--days", "1"], "'--days': 1 is not in the range x>=2"),
-        (["--agents", "19"], "'--agents': 19 is not in the range x>=20"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "named"), [(["--days", "1"], "days"), (["--agents", "5"], "5 agents")])
 def test_a_workload_that_can_not_be_is_refused(arguments, named, capsys):
     assert cli.main(["bench", "W", "--agents", "2000", *arguments]) == 2
     assert named in capsys.readouterr().err

@@ -18,6 +18,7 @@ from lpm.errors import InputError
 from lpm.estimators import evaluate
 from lpm.simulation import run
 from tests import models
+from tests.test_alternates_general import WORKING, _theta, _working
 
 CITY = Path(__file__).parent.parent / "simulations" / "nyc_boroughs"
 
@@ -92,7 +93,7 @@ def test_a_model_that_refuses_to_be_small_is_held_to_the_least(leave, monkeypatc
         ("tangent", "reverse", "auto", 6 * 70 * 4),
         ("score", "forward", "auto", 4 * 70 * 4),
         ("st-gumbel", "forward", "auto", 3 * 70 * 4),
-        ("alternates", "forward", "auto", 40),
+        ("alternates", "forward", "auto", 50),
         ("alternates", "forward", "reference", 6 * 70 * 4),
         ("alternates", "reverse", "auto", 280),
     ],
@@ -106,6 +107,16 @@ def test_a_run_that_does_not_fit_is_refused_before_work(leave, estimator, mode, 
     leave(2000 * each - 1)
     with pytest.raises(InputError, match=r"2,000 agents need at least .* parameter vector"):
         evaluate(model, theta, progress=lambda done, of: pytest.fail("it has begun"), **asked)
+
+
+def test_alternates_of_protocols_of_ones_own_are_held_against_the_memory_too(leave):
+    model = _working(400)
+    asked = {"estimator": "alternates", "steps": 1, "seed": 1}
+    leave(400 * 1_500)
+    evaluate(model, _theta(model, **WORKING), **asked)
+    leave(400 * 1_500 - 1)
+    with pytest.raises(InputError, match=r"400 agents .* with derivatives \(alternates\) \(1,500 bytes each\)"):
+        evaluate(model, _theta(model, **WORKING), **asked)
 
 
 def test_tangents_take_what_is_predicted_of_them(leave):
@@ -197,12 +208,12 @@ def test_what_is_made_is_measured_once_and_by_one_thread_at_a_time():
     made = []
 
     def make(agents: int) -> None:
-        made.append(np.ones(10 * agents))
+        made.append(np.ones(100 * agents))  # much, beside what other threads hold
         made.pop()
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda k: memory.making_bytes(make, 80_000, ("test", k % 2)), range(4)))
-    assert found == pytest.approx([80.0] * 4, rel=0.01)
+    assert found == pytest.approx([800.0] * 4, rel=0.01)
     assert memory.making_bytes(lambda agents: pytest.fail("again"), 80_000, ("test", 0)) == found[0]
 
 

@@ -48,8 +48,9 @@ def bench_gradients(
     took: dict[str, float | None] = {"plain": None, "forward": None, "reverse": None}
     runs = {"plain": ("none", "forward"), **{mode: (estimator, mode) for mode in FUSED[estimator]}}
     attack = 0.0
-    for people in (5_000, agents):  # the first compiles
-        model = workload(people, seed, parameters=parameters, layers=names)
+    populations = (5_000, agents)  # the first compiles
+    models = [workload(people, seed, parameters=parameters, layers=names) for people in populations]
+    for people, model in zip(populations, models, strict=True):
         for name, (method, mode) in runs.items():
             began = time.perf_counter()
             found = evaluate(

@@ -85,11 +85,11 @@ def workload(
         InputError: for fewer agents than a workplace has or more than fit the memory, or a number of parameters that
             there isn't.
     """
-    require_memory(agents)
     if agents < _WORKPLACE:
         raise InputError(f"The workload has {agents} agents: a whole number from {_WORKPLACE}.")
     if not 0 <= parameters <= len(PARAMETERS):
         raise InputError(f"The workload has {parameters} parameters: from 0 to {len(PARAMETERS)}.")
+    require_memory(agents)
     value: dict[str, Expression | float] = {
         name: Parameter(name, prior=f"lognormal({np.log(number):.6g}, 0.2)", unit=unit) if k < parameters else number
         for k, (name, (number, unit)) in enumerate(PARAMETERS.items())
@@ -143,9 +143,9 @@ def bench_workload(agents: int, days: int, seed: int = 0, executor: str = "auto"
     """
     if days < 2:
         raise InputError(f"`--days` is {days}: a whole number from 2, since the first day warms up.")
+    model = workload(agents, seed)
     # The hot loop is compiled, or loaded from the cache, before anything is timed.
     simulation.run(workload(10 * _COMMUNITY), default_values(0), steps=2, seed=seed, executor=executor)
-    model = workload(agents, seed)
     mark, measured = day_timer()
     found = simulation.run(model, default_values(0), steps=days, seed=seed, executor=executor, progress=mark)
     median = statistics.median(measured())

@@ -110,7 +110,7 @@ class Alternates:
         self._told: dict[int, Slopes] = {}
 
     def least_memory(self, spec: Spec) -> int:
-        return 280 if self._taped else 40  # measured with a layer of households and few parameters
+        return 280 if self._taped else 50  # measured with a layer of households and few parameters
 
     def tell(self, spec: Spec, slopes: Slopes) -> None:
         """Derivatives of what the next `start` or `advance` of a contagion is given."""
