@@ -24,7 +24,6 @@ _OWN_GROUP, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _SAMPLE = 50_000
 """People made to see what more of them take: enough that tables which don't grow with them are a small part."""
 
-
 _MEASURING = threading.Lock()
 _measured: dict[Hashable, float] = {}
 

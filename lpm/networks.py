@@ -32,15 +32,11 @@ _PIECE = 1 << 22
 
 def _compact(of: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int32], int]:
     """Labels as cells 0, 1, … in their order, those below 0 together as the first; and how many there are."""
-    if of.dtype.kind == "u":
-        if of.max(initial=0) > np.iinfo(np.int64).max:
-            of = np.unique(of, return_inverse=True)[1]
-        of = of.astype(np.int64)  # an unsigned number can't be compared with −1
-    top = int(of.max(initial=-1))
+    top = int(of.max()) if of.size else -1
+    nobody = int(of.min(initial=0)) < 0  # never where labels are unsigned, which can't be compared with −1
     if top > 4 * of.size + 1024:
-        labels, cell = np.unique(np.maximum(of, -1), return_inverse=True)
+        labels, cell = np.unique(np.maximum(of, -1) if nobody else of, return_inverse=True)
         return cell.astype(np.int32), len(labels)
-    nobody = int(of.min(initial=0)) < 0
     seen = np.zeros(max(top, 0) + 2, dtype=np.bool_)  # the last entry stands for label -1
     seen[np.maximum(of, -1) if nobody else of] = True
     if not nobody and bool(seen[:-1].all()):

@@ -31,6 +31,10 @@ FAMILIES: Mapping[str, int] = {
 }
 """Prior families and how many arguments each takes."""
 
+_ENDS = {"normal": (-math.inf, math.inf), "uniform": (-math.inf, math.inf), "beta": (0.0, 1.0)}
+"""What a quantity with such a prior can be; from 0 with any other. A counterfactual may go past what a uniform prior
+thought likely."""
+
 
 def parse_prior(text: str, name: str = "a parameter") -> tuple[str, tuple[float, ...]]:
     """Read a prior such as `lognormal(-2, 0.5)`.
@@ -194,9 +198,7 @@ class Parameter(Expression):
             raise InputError(f"The parameter {self.name} is {value}: a finite number.")
         if self.bounds is not None and not self.bounds[0] <= value <= self.bounds[1]:
             raise InputError(f"The parameter {self.name} is {value:g}: from {self.bounds[0]:g} to {self.bounds[1]:g}.")
-        # A counterfactual may go past what was thought likely, but not past what the quantity can be.
-        ends = {"normal": (-math.inf, math.inf), "uniform": (-math.inf, math.inf), "beta": (0.0, 1.0)}
-        low, high = ends.get(self.family, (0.0, math.inf))
+        low, high = _ENDS.get(self.family, (0.0, math.inf))
         if not low <= value <= high:
             top = f" to {high:g}" if high < math.inf else ""
             raise InputError(

@@ -42,6 +42,7 @@ MODEL_FILE = "model.py"
 MOST_FRACTION_BITS = 62
 """A word of 64 bits needs one for the sign, and one before the point."""
 _IMPORTING = threading.Lock()
+_KINDS = {int: "a whole number", float: "a number", str: "text", list: "a list", dt.date: "a date alone"}
 
 
 @dataclass(frozen=True)
@@ -710,11 +711,8 @@ def _section(
             value = float(value)
         # A time of day is a date to Python, and True a number.
         if not isinstance(value, kind) or isinstance(value, bool | dt.datetime):
-            wanted = {int: "a whole number", float: "a number", str: "text", list: "a list", dt.date: "a date alone"}[
-                kind
-            ]
             shown = value if isinstance(value, dt.date | dt.time) else repr(value)
-            raise InputError(f"{path}: {where}.{key} is {shown}: {wanted}.")
+            raise InputError(f"{path}: {where}.{key} is {shown}: {_KINDS[kind]}.")
         values[key] = value
     return values
 

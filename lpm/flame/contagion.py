@@ -70,6 +70,11 @@ def leave(
     return Leave(kind, expression(value), shares)
 
 
+def _number(value: Any) -> float:
+    """A single number, or NaN for anything else."""
+    return float(value) if isinstance(value, SupportsFloat) and not getattr(value, "ndim", 0) else math.nan
+
+
 def _share(target: str, share: ArrayLike | None) -> NDArray[np.float64] | None:
     try:
         return None if share is None else np.asarray(share, dtype=np.float64)
@@ -264,7 +269,7 @@ class Contagion(Protocol):
                     f"{self.name} infects {source} twice: one arrow for each stage.",
                     "Let a stage of those infected, left at once, have the outcomes.",
                 )
-            if np.ndim(relative) or not isinstance(relative, SupportsFloat) or not 0 <= float(relative) < math.inf:
+            if not 0 <= _number(relative) < math.inf:
                 raise InputError(
                     f"The relative susceptibility of {text!r} of {self.name} is {relative}: a finite number from 0."
                 )
@@ -284,7 +289,7 @@ class Contagion(Protocol):
         for name, value in self.infectious.items():
             for k, network in enumerate(networks):
                 weight = value.get(network.name, value.get("default", 0.0)) if isinstance(value, Mapping) else value
-                if np.ndim(weight) or not isinstance(weight, SupportsFloat) or not 0 <= float(weight) <= 2**20:
+                if not 0 <= _number(weight) <= 2**20:
                     raise InputError(f"The infectivity of {name} is {weight}: a number from 0 to {2**20}.")
                 infectivity[k, self.stage(name)] = weight
             if isinstance(value, Mapping):
